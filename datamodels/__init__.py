@@ -1,0 +1,24 @@
+"""Datamodels: what a bank of retrains says about its training examples.
+
+Works on anyone's (masks, outputs) arrays, wherever they came from.
+"""
+
+from datamodels.additive import AdditiveDatamodel, FitDiagnostics, fit
+from datamodels.design import Bernoulli, Listed
+from datamodels.marginal import Estimate, Marginal, marginal
+from datamodels.metrics import ceiling, lds, noise_variance, r2
+
+__all__ = [
+    "AdditiveDatamodel",
+    "Bernoulli",
+    "Estimate",
+    "FitDiagnostics",
+    "Listed",
+    "Marginal",
+    "ceiling",
+    "fit",
+    "lds",
+    "marginal",
+    "noise_variance",
+    "r2",
+]

@@ -1,0 +1,115 @@
+"""Additive datamodels: output = intercept + one weight a kept group (Ilyas et al. 2022)."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from datamodels.solver import largest_lam, moments, solve, step_size
+
+LAM_FRACTIONS = np.geomspace(1.0, 0.03, 16)
+"""The path of penalties tried, as shares of each target's largest useful one."""
+PATH_TOLERANCE = 1e-4
+CERTIFIED = 1e-5
+"""Relative duality gap below which a fit counts as solved."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FitDiagnostics:
+    """How the fit of each target was chosen, and how well it is solved."""
+
+    lam: Float[np.ndarray, " t"]
+    """Chosen penalty, in output units."""
+    relative_gap: Float[np.ndarray, " t"]
+    """Duality gap over half the output variance, in float64; certified below 1e-5."""
+    validation_r2: Float[np.ndarray, " t"]
+    """R2 of the chosen penalty on the masks that chose it: optimistic."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdditiveDatamodel:
+    """Predicts the outputs of any mask.
+
+    A positive weight means that keeping the group raises the output; the weight is the change
+    from dropped to kept, in output units.
+    """
+
+    intercept: Float[np.ndarray, " t"]
+    """Predicted output when nothing is kept."""
+    weights: Float[np.ndarray, "g t"]
+    diagnostics: FitDiagnostics
+
+    def predict(self, masks: Bool[np.ndarray, "k g"]) -> Float[np.ndarray, "k t"]:
+        """Predicted outputs, float32."""
+        return masks.astype(np.float32) @ self.weights + self.intercept
+
+
+def fit(
+    masks: Bool[np.ndarray, "m g"],
+    outputs: Float[np.ndarray, "m t"],
+    *,
+    validation_share: float = 0.2,
+) -> AdditiveDatamodel:
+    """Lasso datamodels of all targets at once, each with its own penalty.
+
+    The last `validation_share` of the rows chooses lam on a path of 16 values; the weights are
+    then fitted on all rows at the chosen lam.
+
+    Args:
+        masks: True = kept. Rows are members; give each mask once.
+        outputs: finite outputs of the same members.
+        validation_share: between 0 and 1.
+
+    Raises:
+        ValueError: shapes that do not match, too few rows, outputs that are not finite.
+    """
+    masks, outputs = np.asarray(masks), np.asarray(outputs)
+    if masks.ndim != 2 or outputs.ndim != 2 or len(masks) != len(outputs):
+        raise ValueError(
+            f"masks (m, g) and outputs (m, t) must share m, got {masks.shape}, {outputs.shape}"
+        )
+    if masks.dtype != np.bool_:
+        raise ValueError(f"masks must be bool (True = kept), got {masks.dtype}")
+    if not np.isfinite(outputs).all():
+        raise ValueError("outputs hold values that are not finite; leave such members out")
+    held = round(validation_share * len(masks))
+    if held < 2 or len(masks) - held < 2:
+        raise ValueError(
+            f"{len(masks)} rows with validation_share = {validation_share} leave "
+            f"{len(masks) - held} rows to fit and {held} to validate; each needs 2"
+        )
+    fraction, start, validation_r2 = _choose(masks, outputs, held)
+    whole = moments(masks, outputs)
+    lam = fraction * largest_lam(whole)
+    solution = solve(whole, lam, start=start, tolerance=CERTIFIED / 2)
+    intercept = whole.mean_output - whole.mean_mask @ solution.weights
+    diagnostics = FitDiagnostics(lam, solution.relative_gap, validation_r2)
+    return AdditiveDatamodel(intercept.astype(np.float32), solution.weights, diagnostics)
+
+
+def _choose(
+    masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "m t"], held: int
+) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, "g t"], Float[np.ndarray, " t"]]:
+    """Per target: best share of the largest lam, the weights there, and their validation R2."""
+    problem = moments(masks[:-held], outputs[:-held])
+    unseen = masks[-held:] - problem.mean_mask.astype(np.float32)
+    actual = outputs[-held:] - problem.mean_output.astype(np.float32)
+    total = np.square(actual).sum(0)
+    step, top = step_size(problem.gram), largest_lam(problem)
+    best_error = np.full(outputs.shape[1], np.inf)
+    best_fraction = np.ones(outputs.shape[1])
+    weights = np.zeros(problem.correlation.shape, np.float32)
+    best_weights = weights.copy()
+    for fraction in LAM_FRACTIONS:
+        weights = solve(
+            problem, fraction * top, start=weights, tolerance=PATH_TOLERANCE, step=step
+        ).weights
+        error = np.square(actual - unseen @ weights).sum(0)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_fraction = np.where(better, fraction, best_fraction)
+        best_weights = np.where(better, weights, best_weights)
+    return best_fraction, best_weights, 1 - best_error / np.maximum(total, 1e-30)

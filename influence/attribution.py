@@ -1,0 +1,116 @@
+"""From a bank to datamodels: which rows may be used, the fit, and how good it is."""
+
+from typing import Any, NamedTuple
+
+import datamodels
+import numpy as np
+from datamodels.additive import CERTIFIED, AdditiveDatamodel
+from jaxtyping import Bool, Float
+
+from influence.config import FitConfig
+from influence.experiment import Targets
+from training.bank import Rows
+from training.errors import UserError
+
+
+class Quality(NamedTuple):
+    """How well each target is predicted on masks that no fit saw, and how well it could be."""
+
+    r2: Float[np.ndarray, " t"]
+    lds: Float[np.ndarray, " t"]
+    ceiling: Float[np.ndarray, " t"]
+    """In R2; the ceiling of the LDS is about its square root."""
+
+
+class Parts(NamedTuple):
+    """The usable members of the main arm: those that may be fitted, and those held out."""
+
+    fitted: Rows
+    held_out: Rows
+
+
+def divide(main: Rows, config: FitConfig) -> Parts:
+    """The first `held_out` members are held out; members that are not finite are left out.
+
+    Raises:
+        UserError: so many members are not finite that a fit is impossible.
+    """
+    held, rest = (
+        _choose(main, rows & main.usable)
+        for rows in (_first(main, config.held_out), ~_first(main, config.held_out))
+    )
+    if len(held.masks) < 2 or len(rest.masks) < 6:
+        lost = int((~main.usable).sum())
+        raise UserError(
+            f"{lost} of {len(main.usable)} members are not finite, too many to fit; lower "
+            f"optim.learning_rate and sweep into another --out"
+        )
+    return Parts(fitted=rest, held_out=held)
+
+
+def fit(parts: Parts, config: FitConfig) -> AdditiveDatamodel:
+    """The additive datamodels of all targets."""
+    return datamodels.fit(
+        parts.fitted.masks, parts.fitted.outputs, validation_share=config.validation_share
+    )
+
+
+def judge(model: AdditiveDatamodel, parts: Parts, replicates: Rows, seeds: int) -> Quality:
+    """R2 and LDS on the held-out members, and the ceiling from the replicates.
+
+    Args:
+        model: fitted on `parts.fitted`.
+        parts: of the main arm.
+        replicates: `seeds` members a mask, one mask after the other.
+        seeds: retrains of each mask.
+    """
+    actual = parts.held_out.outputs
+    predicted = model.predict(parts.held_out.masks)
+    total = np.concatenate([parts.fitted.outputs, actual])
+    outputs = np.where(replicates.usable[:, None], replicates.outputs, np.nan)
+    repeated = outputs.reshape(-1, seeds, outputs.shape[1])
+    several = replicates.usable.reshape(-1, seeds).sum(1) >= 2
+    return Quality(
+        datamodels.r2(predicted, actual),
+        datamodels.lds(predicted, actual),
+        datamodels.ceiling(total, repeated[several]),
+    )
+
+
+def summary(
+    model: AdditiveDatamodel, quality: Quality, targets: Targets, main: Rows, replicates: Rows
+) -> dict[str, Any]:
+    """The `fit` section of audit.json: means over the clean targets, then over each block."""
+    gap = model.diagnostics.relative_gap
+    blocks = {"train": targets.train, "clean": targets.clean, "incident": targets.incident}
+    return {
+        **_means(quality, targets.clean),
+        "by_targets": {
+            name: _means(quality, block)
+            for name, block in blocks.items()
+            if block.stop > block.start
+        },
+        "certified": float((gap <= CERTIFIED).mean()),
+        "largest_relative_gap": float(gap.max()),
+        "members": len(main.usable),
+        "not_finite": int((~main.usable).sum() + (~replicates.usable).sum()),
+    }
+
+
+def _means(quality: Quality, block: slice) -> dict[str, float]:
+    r2, lds, ceiling = (float(np.nanmean(values[block])) for values in quality)
+    return {
+        "lds": lds,
+        "r2": r2,
+        "ceiling": ceiling,
+        "lds_ceiling": float(np.nanmean(np.sqrt(np.maximum(quality.ceiling[block], 0)))),
+        "share_of_ceiling": r2 / ceiling if ceiling > 0 else float("nan"),
+    }
+
+
+def _first(rows: Rows, count: int) -> Bool[np.ndarray, " m"]:
+    return np.arange(len(rows.usable)) < count
+
+
+def _choose(rows: Rows, chosen: Bool[np.ndarray, " m"]) -> Rows:
+    return Rows(*(part[chosen] for part in rows))

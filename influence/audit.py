@@ -1,0 +1,115 @@
+"""The audit: a score and a rank of suspicion for every training example.
+
+Nothing here sees the truth about planted poison.
+"""
+
+import math
+from typing import NamedTuple
+
+import datamodels
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from influence.experiment import Targets
+from training.bank import Rows
+
+
+class Scores(NamedTuple):
+    """What the bank says of each training example, in output units."""
+
+    out_of_bag: Float[np.ndarray, " n"]
+    """Mean output of the example over the members that did not train on it."""
+    out_of_bag_error: Float[np.ndarray, " n"]
+    """Standard error of `out_of_bag`."""
+    memorisation: Float[np.ndarray, " n"]
+    """Its mean output when trained on it minus when not."""
+    memorisation_error: Float[np.ndarray, " n"]
+    """Standard error of `memorisation`."""
+    self_weight: Float[np.ndarray, " n"]
+    """Its datamodel weight on itself as a target."""
+    clean_weight: Float[np.ndarray, " n"]
+    """Its mean datamodel weight on the clean targets; negative where keeping it lowers their
+    outputs."""
+    incident_weight: Float[np.ndarray, " n"]
+    """Its mean datamodel weight on the bad predictions of the incident; positive where keeping
+    it raises them. NaN without an incident."""
+
+
+class Suspicion(NamedTuple):
+    """The ranks of both protocols; 1 is the most suspicious example."""
+
+    blind: Int[np.ndarray, " n"]
+    """From what the training examples themselves show."""
+    incident: Int[np.ndarray, " n"] | None
+    """Also from the bad predictions; None when there are none."""
+
+    @property
+    def rank(self) -> Int[np.ndarray, " n"]:
+        """The rank that the run acts on."""
+        return self.blind if self.incident is None else self.incident
+
+
+def score(
+    rows: Rows, weights: Float[np.ndarray, "n t"], targets: Targets, higher_is_better: bool
+) -> Scores:
+    """All scores.
+
+    Args:
+        rows: usable members of the main arm.
+        weights: datamodel weights of every target.
+        targets: which columns are training examples, clean targets and the incident.
+        higher_is_better: False for an output such as the loss, which is then negated, so that
+            every score reads as stated whatever the output.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    found = datamodels.marginal(rows.masks, sign * rows.outputs[:, targets.train])
+    incident = weights[:, targets.incident]
+    nothing = np.full(len(weights), np.nan)
+    return Scores(
+        found.out_of_bag.value,
+        found.out_of_bag.standard_error,
+        found.memorisation.value,
+        found.memorisation.standard_error,
+        sign * np.diagonal(weights[:, targets.train]),
+        sign * weights[:, targets.clean].mean(1),
+        sign * incident.mean(1) if incident.shape[1] else nothing,
+    )
+
+
+def suspect(scores: Scores) -> Suspicion:
+    """Rank the examples by their most suspicious evidence.
+
+    Blind evidence is a low out-of-bag output (the others contradict the label) and a high
+    memorisation (nothing else supports it). The incident adds a high weight on the bad
+    predictions.
+    """
+    blind = [-scores.out_of_bag, scores.memorisation]
+    if np.isnan(scores.incident_weight).all():
+        return Suspicion(best_rank(blind), None)
+    return Suspicion(best_rank(blind), best_rank([*blind, scores.incident_weight]))
+
+
+def best_rank(evidence: list[Float[np.ndarray, " n"]]) -> Int[np.ndarray, " n"]:
+    """Rank by the best place that any evidence gives, ties by the sum of places, then by row.
+
+    Ranks need no common scale of the evidence and no threshold. High evidence is suspicious;
+    NaN is the least suspicious.
+    """
+    places = np.stack([_places(values) for values in evidence])
+    order = np.lexsort((places.sum(0), places.min(0)))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
+    return rank
+
+
+def flag(rank: Int[np.ndarray, " n"], budget: float) -> Bool[np.ndarray, " n"]:
+    """The first `budget` (a share of all examples) of the rank, at least one."""
+    return rank <= max(1, math.floor(budget * len(rank)))
+
+
+def _places(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """0 for the highest value; NaN last; ties in row order."""
+    order = np.argsort(np.where(np.isnan(values), np.inf, -values), kind="stable")
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return places

@@ -1,0 +1,129 @@
+"""The command line: `accomplice COMMAND ...`."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from influence.config import Config, override, read_config
+from influence.progress import say
+from training.errors import UserError
+from training.parallel import use_all_cores
+
+USAGE = """\
+usage: accomplice COMMAND ...
+
+Find the training examples that spoil a model, and prove it by retraining.
+
+  run CONFIG.toml [--section.key VALUE ...] [--out RUN]    everything, then a report
+  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN]
+                                                           only retrain what is missing
+on a run directory RUN, each stage alone:
+  fit RUN        datamodels from the bank
+  audit RUN      scores, ranks and flags of the training examples
+  verify RUN     retrain without what was flagged
+  report RUN     write report.html
+
+`accomplice run --help` lists every key of the config with its default.
+Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
+"""
+
+STAGES = ("fit", "audit", "verify", "report")
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        say(f"accomplice: {error}")
+        return 2
+    except (KeyboardInterrupt, _Terminated) as stop:
+        again = " ".join(["accomplice", *words])
+        say(f"Interrupted; every finished unit is kept. To go on: {again}")
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    command, rest = words[0], words[1:]
+    if command in ("run", "sweep"):
+        return _run_or_sweep(command, rest)
+    if command in STAGES:
+        return _stage(command, rest)
+    raise UserError(
+        f'unknown command "{command}"; commands are run, sweep, {", ".join(STAGES)} '
+        f"(accomplice --help)"
+    )
+
+
+def _run_or_sweep(command: str, rest: list[str]) -> int:
+    prog = f"accomplice {command} CONFIG.toml"
+    if not rest or rest[0].startswith("-"):
+        if {"-h", "--help"} & set(rest):
+            override(Config(), ["--help"], prog)
+        raise UserError(f"name a config: {prog} [--section.key VALUE ...] [--out RUN]")
+    source, default_out = _config_path(Path(rest[0]))
+    config, out = override(read_config(source), rest[1:], prog)
+    pipeline = _start()
+    out = out or default_out
+    if command == "run":
+        run = pipeline.run_all(config, out)
+        print(f"Report: {run.report.resolve()}")
+    else:
+        pipeline.sweep_stage(pipeline.prepare(config), out)
+        print(f"Bank complete: {out.resolve()}")
+    return 0
+
+
+def _config_path(path: Path) -> tuple[Path, Path]:
+    """The config file that a path means, and the run directory it goes to by default."""
+    if (path / "manifest.json").is_file():
+        return path / "config.toml", path
+    if (path.parent / "manifest.json").is_file() and path.name == "config.toml":
+        return path, path.parent
+    return path, Path("runs") / path.stem
+
+
+def _stage(command: str, rest: list[str]) -> int:
+    if {"-h", "--help"} & set(rest):
+        print(f"usage: accomplice {command} RUN\n\nSee accomplice --help.")
+        return 0
+    if len(rest) != 1:
+        raise UserError(f"accomplice {command} takes one run directory, got {len(rest)} words")
+    pipeline = _start()
+    run, experiment = pipeline.load_experiment(Path(rest[0]))
+    stages: dict[str, Callable[..., None]] = {
+        "fit": pipeline.fit_stage,
+        "audit": pipeline.audit_stage,
+        "verify": pipeline.verify_stage,
+        "report": pipeline.report_stage,
+    }
+    stages[command](run, experiment)
+    print(f"{command}: done, see {run.path.resolve()}")
+    return 0
+
+
+def _start():  # noqa: ANN202
+    """Set up devices, then import what starts JAX."""
+    use_all_cores()
+    from influence import pipeline
+
+    return pipeline
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The config of a run: sections as frozen dataclasses, read from TOML, written back to TOML."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
+
+from training.data import DataConfig, nearest
+from training.errors import UserError
+from training.models import ModelConfig
+from training.optim import OptimConfig
+from training.poison import PoisonConfig
+from training.sweep import SweepConfig
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the datamodel is fitted and judged."""
+
+    held_out: int = 200
+    """Masks of the main arm that no fit ever sees; LDS and R2 are measured on them."""
+    validation_share: float = 0.2
+    """Share of the other masks that chooses the penalty of each target."""
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How many examples are flagged, and how removing them is checked."""
+
+    budget: float = 0.06
+    """Share of the training examples that is flagged: the first of the suspicion rank."""
+    seeds: int = 16
+    """Retrains of each removal and control."""
+    seed: int = 0
+    """Decides the random control removals and their training keys."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    poison: PoisonConfig = field(default_factory=PoisonConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+
+
+@dataclass(frozen=True)
+class _CommandLine:
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Run directory; by default runs/NAME for a config NAME.toml."""
+
+
+def read_config(path: Path) -> Config:
+    """The config in a TOML file; keys left out have their defaults.
+
+    Raises:
+        UserError: no such file, not TOML, an unknown key, a value of the wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the config {path}: {error}") from error
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    return _from_tables(tables, str(path))
+
+
+def write_toml(config: Config) -> str:
+    """The config as TOML, every key written out."""
+    lines: list[str] = []
+    for section in dataclasses.fields(config):
+        lines.append(f"[{section.name}]")
+        values = dataclasses.asdict(getattr(config, section.name))
+        # JSON's strings, numbers, booleans and arrays of strings are TOML as well.
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def override(config: Config, arguments: Sequence[str], prog: str) -> tuple[Config, Path | None]:
+    """Apply `--section.key VALUE` and `--out RUN`; `--help` prints all keys and exits.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    known = [f"--{name}" for name in _keys()] + ["--out", "--help"]
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if name.startswith("--") and name.replace("_", "-") not in known:
+            # Typed with a dash or an underscore, a key is the same.
+            raise UserError(f"unknown option {name}{nearest(name.replace('_', '-'), known)}")
+    if {"-h", "--help"} & set(arguments):
+        tyro.cli(_CommandLine, args=["--help"], default=_CommandLine(config), prog=prog)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            result = tyro.cli(
+                _CommandLine, args=list(arguments), default=_CommandLine(config), prog=prog
+            )
+    except SystemExit as error:
+        raise UserError(_one_line(said.getvalue())) from error
+    check(result.config)
+    return result.config, result.out
+
+
+def check(config: Config) -> None:
+    """Refuse values that no run could use.
+
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
+
+    def require(holds: bool, key: str, rule: str) -> None:
+        if not holds:
+            section, name = key.split(".")
+            value = getattr(getattr(config, section), name)
+            raise UserError(f"{key} = {value} must be {rule}")
+
+    sweep, fit, audit, optim = config.sweep, config.fit, config.audit, config.optim
+    require(0 < sweep.alpha < 1, "sweep.alpha", "above 0 and below 1")
+    require(sweep.members >= 8, "sweep.members", "at least 8")
+    require(sweep.replicate_masks >= 2, "sweep.replicate_masks", "at least 2")
+    require(sweep.replicate_seeds >= 2, "sweep.replicate_seeds", "at least 2")
+    require(sweep.width >= 1, "sweep.width", "at least 1")
+    require(sweep.unit >= 1, "sweep.unit", "at least 1")
+    require(sweep.seed >= 0, "sweep.seed", "0 or more")
+    require(fit.held_out >= 2, "fit.held_out", "at least 2")
+    require(
+        fit.held_out <= sweep.members - 6,
+        "fit.held_out",
+        f"at most sweep.members - 6 = {sweep.members - 6}, so that some masks are left to fit",
+    )
+    require(0 < fit.validation_share < 1, "fit.validation_share", "above 0 and below 1")
+    require(0 < audit.budget < 1, "audit.budget", "above 0 and below 1")
+    require(audit.seeds >= 2, "audit.seeds", "at least 2")
+    require(audit.seed >= 0, "audit.seed", "0 or more")
+    require(optim.steps >= 1, "optim.steps", "at least 1")
+    require(optim.batch_size >= 1, "optim.batch_size", "at least 1")
+    require(optim.learning_rate > 0, "optim.learning_rate", "above 0")
+    require(config.data.seed >= 0, "data.seed", "0 or more")
+    require(config.poison.seed >= 0, "poison.seed", "0 or more")
+
+
+def _keys() -> list[str]:
+    """Every "section.key", with dashes as on the command line."""
+    return [
+        f"{section.name}.{key.name}".replace("_", "-")
+        for section in dataclasses.fields(Config)
+        for key in dataclasses.fields(getattr(Config(), section.name))
+    ]
+
+
+def _from_tables(tables: dict[str, Any], where: str) -> Config:
+    sections = {section.name: getattr(Config(), section.name) for section in
+                dataclasses.fields(Config)}  # fmt: skip
+    values = {}
+    for name, table in tables.items():
+        if name not in sections:
+            raise UserError(f"{where}: unknown section [{name}]{nearest(name, list(sections))}")
+        if not isinstance(table, dict):
+            raise UserError(f"{where}: {name} must be a section, written [{name}]")
+        values[name] = _section(sections[name], table, f"{where}: {name}")
+    config = Config(**values)
+    check(config)
+    return config
+
+
+def _section(default: Any, table: dict[str, Any], where: str) -> Any:
+    known = [key.name for key in dataclasses.fields(default)]
+    hints = get_type_hints(type(default))
+    converted = {}
+    for key, value in table.items():
+        if key not in known:
+            raise UserError(f"{where}.{key} is unknown{nearest(key, known)}")
+        value = _typed(value, getattr(default, key), f"{where}.{key}")
+        if get_origin(hints[key]) is Literal and value not in get_args(hints[key]):
+            choices = ", ".join(get_args(hints[key]))
+            raise UserError(f'{where}.{key} = "{value}" is unknown; choose one of {choices}')
+        converted[key] = value
+    return dataclasses.replace(default, **converted)
+
+
+def _typed(value: Any, default: Any, where: str) -> Any:
+    """The value, if it has the type of the key's default; an int also passes for a float."""
+    if isinstance(default, tuple):
+        value = (value,) if isinstance(value, str) else value
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise UserError(f"{where} = {value!r} must be a list of strings")
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UserError(
+            f"{where} = {value!r} must be of type {type(default).__name__}, as in {default!r}"
+        )
+    return value
+
+
+def _one_line(box: str) -> str:
+    """What went wrong, from tyro's framed message of several lines."""
+    text = " ".join(re.sub(r"[│╭╮╰╯─]|-{3,}", " ", box).split())
+    return re.sub(r" (Argument helptext:|For full helptext).*", "", text)

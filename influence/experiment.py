@@ -1,0 +1,158 @@
+"""Everything a run computes with, built from its config: data, attacks, model and recipe."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from influence.config import Config
+from training.data import Table, content_hash, load
+from training.errors import UserError
+from training.examples import Examples, fit_normaliser
+from training.models import Model, build_model, module_source
+from training.outputs import BUILTIN, OutputFunction, output_function
+from training.poison import Attack, plant
+from training.train import Recipe
+
+NUMERICS_VERSION = 1
+"""Raised by hand when a change to the code changes the bits of a sweep."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What every member of the sweep reports on, in three blocks.
+
+    First the training examples themselves (what finds mislabels), then the clean targets, then
+    the bad inputs of the incident protocol, if any, labelled as the model was led to predict.
+    """
+
+    examples: Examples
+    ids: tuple[str, ...]
+    train: slice
+    clean: slice
+    incident: slice
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The loaded and poisoned data, and how members are trained on it."""
+
+    config: Config
+    train: Table
+    targets: Targets
+    attacks: tuple[Attack, ...]
+    class_names: tuple[str, ...]
+    model: Model
+    recipe: Recipe
+    output: OutputFunction
+
+    @property
+    def incident_attack(self) -> Attack | None:
+        """The attack that gave the incident its bad inputs."""
+        return next((attack for attack in self.attacks if attack.incident is not None), None)
+
+    @property
+    def protocol(self) -> str:
+        """incident when bad inputs are given, else blind."""
+        return "blind" if self.incident_attack is None else "incident"
+
+
+def prepare(config: Config) -> Experiment:
+    """Load the data, plant the poison asked for, build model, recipe and targets.
+
+    Raises:
+        UserError: anything in the data or the config that does not fit.
+    """
+    split = load(config.data)
+    labels = np.concatenate([np.asarray(table.examples.labels) for table in split[:3]])
+    classes = _classes(config, labels)
+    train, attacks = plant(config.poison, split, classes)
+    model = build_model(config.model, train.examples.inputs.shape[1:], classes)
+    recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
+    names = split.class_names or tuple(str(label) for label in range(classes))
+    incident = next((attack.incident for attack in attacks if attack.incident), None)
+    return Experiment(
+        config,
+        train,
+        _targets(train, split.targets, incident),
+        attacks,
+        names,
+        model,
+        recipe,
+        output_function(config.sweep.output, classes),
+    )
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """The parts that make two runs the same run; the bits of every output follow from them."""
+    config, recipe = experiment.config, experiment.recipe
+    normaliser = np.concatenate([recipe.normalise.mean, recipe.normalise.scale])
+    output = config.sweep.output
+    return {
+        "data": content_hash(experiment.train),
+        "recipe": {
+            **dataclasses.asdict(recipe.optim),
+            "normaliser": _short_hash(normaliser.tobytes()),
+        },
+        "model": {
+            **dataclasses.asdict(config.model),
+            "classes": experiment.model.classes,
+            "source": _short_hash(experiment.model.source.encode()),
+        },
+        "output": {
+            "name": output,
+            "source": ""
+            if output in BUILTIN
+            else _short_hash(module_source(experiment.output).encode()),
+        },
+        "numerics": {
+            "version": NUMERICS_VERSION,
+            "precision": str(jax.config.jax_default_matmul_precision or "default"),
+            "width": config.sweep.width,
+        },
+    }
+
+
+def identity_hash(parts: dict[str, Any]) -> str:
+    """One hash of all parts."""
+    return _short_hash(json.dumps(parts, sort_keys=True).encode())
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _classes(config: Config, labels: np.ndarray) -> int:
+    largest = int(labels.max())
+    classes = config.model.classes or largest + 1
+    if classes < 2 or largest >= classes:
+        raise UserError(
+            f"the labels run from 0 to {largest}, which does not fit model.classes = "
+            f"{config.model.classes}; at least two classes are needed, and every label must be "
+            f"below model.classes (0 = as many as the labels need)"
+        )
+    return classes
+
+
+def _targets(train: Table, clean: Table, incident: Table | None) -> Targets:
+    blocks = {"train": train, "clean": clean, **({"incident": incident} if incident else {})}
+    ends = np.cumsum([len(table) for table in blocks.values()])
+    examples = Examples(
+        np.concatenate([np.asarray(table.examples.inputs) for table in blocks.values()]),
+        np.concatenate([np.asarray(table.examples.labels) for table in blocks.values()]),
+    )
+    ids = tuple(f"{kind}:{number}" for kind, table in blocks.items() for number in table.ids)
+    return Targets(
+        examples,
+        ids,
+        slice(0, int(ends[0])),
+        slice(int(ends[0]), int(ends[1])),
+        slice(int(ends[1]), int(ends[-1])),
+    )

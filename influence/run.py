@@ -1,0 +1,163 @@
+"""The run directory: created in one step, and never mixed with another run."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from influence.config import Config, write_toml
+from influence.experiment import Experiment, identity, identity_hash
+from training.bank import ArmSpec, write_atomically
+from training.errors import UserError
+
+RECORDED_VERSIONS = ("accomplice", "jax", "jaxlib", "flax", "optax", "numpy", "datasets")
+
+
+class Run:
+    """Paths of one run directory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.toml"
+        self.manifest = path / "manifest.json"
+        self.bank = path / "bank"
+        self.datamodel = path / "datamodel" / "additive.npz"
+        self.scores = path / "scores.parquet"
+        self.audit = path / "audit.json"
+        self.verification = path / "verification"
+        self.report = path / "report.html"
+        self.progress = path / "metrics.jsonl"
+
+    def read_audit(self) -> dict[str, Any]:
+        """The metrics so far; empty before the first."""
+        if not self.audit.exists():
+            return {}
+        return json.loads(self.audit.read_text(encoding="utf-8"))
+
+    def update_audit(self, **sections: Any) -> None:
+        """Replace whole sections of audit.json."""
+        metrics = {**self.read_audit(), **sections}
+        write_atomically(self.audit, json.dumps(metrics, indent=1) + "\n")
+
+    def require(self, path: Path, stage: str) -> None:
+        """Refuse to go on without what an earlier stage makes."""
+        if not path.exists():
+            raise UserError(f"{path} does not exist yet; run first: accomplice {stage} {self.path}")
+
+
+def open_run(path: Path) -> Run:
+    """An existing run directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    run = Run(path)
+    if not run.manifest.is_file():
+        raise UserError(f"{path} is no run directory (it has no manifest.json)")
+    return run
+
+
+def create_or_resume(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> Run:
+    """The run directory of this experiment; an existing one must be of the same run.
+
+    The directory appears in one rename, config and manifest in it, so that several processes
+    may start at once. Sections of the config that do not change the bank ([fit] and [audit])
+    may differ from what is stored; the new ones are written.
+
+    Raises:
+        UserError: the path holds something else, or another run; the message says what differs.
+    """
+    run = Run(path)
+    manifest = _manifest(experiment, arms)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        _create(run, experiment.config, manifest)
+    if not run.manifest.is_file():
+        raise UserError(f"{path} exists and is no run directory; choose another --out")
+    _check_same(run, manifest)
+    config = write_toml(experiment.config)
+    if run.config.read_text(encoding="utf-8") != config:
+        write_atomically(run.config, config)
+    return run
+
+
+def _create(run: Run, config: Config, manifest: dict[str, Any]) -> None:
+    try:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
+    except OSError as error:
+        raise UserError(f"cannot create {run.path}: {error}; choose another --out") from error
+    (temporary / run.config.name).write_text(write_toml(config), encoding="utf-8")
+    text = json.dumps(manifest, indent=1) + "\n"
+    (temporary / run.manifest.name).write_text(text, encoding="utf-8")
+    temporary.chmod(0o755)
+    try:
+        os.rename(temporary, run.path)
+    except OSError:
+        # Another process was first; the caller compares what it wrote with ours.
+        shutil.rmtree(temporary)
+
+
+def _manifest(experiment: Experiment, arms: tuple[ArmSpec, ...]) -> dict[str, Any]:
+    parts = identity(experiment)
+    versions = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
+    manifest = {
+        "format": 1,
+        "identity": identity_hash(parts),
+        "parts": parts,
+        "arms": {arm.name: asdict(arm) for arm in arms},
+        "example_ids": experiment.train.ids.tolist(),
+        "target_ids": list(experiment.targets.ids),
+        "versions": {"python": platform.python_version(), **versions},
+        "git_commit": _git_commit(),
+    }
+    # As it comes back from disk, so that the two compare equal.
+    return json.loads(json.dumps(manifest))
+
+
+def _git_commit() -> str | None:
+    """The commit of the code in use, when it runs from a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _check_same(run: Run, manifest: dict[str, Any]) -> None:
+    stored = json.loads(run.manifest.read_text(encoding="utf-8"))
+    for section in ("parts", "arms", "target_ids"):
+        old, new = _flat(section, stored[section]), _flat(section, manifest[section])
+        for name in sorted(old.keys() | new.keys()):
+            if name.startswith("arms.") and name.endswith(".unit"):
+                continue  # how the work is cut; the stored value holds
+            if old.get(name) != new.get(name):
+                raise UserError(
+                    f"{run.path} holds a different run: {name.removeprefix('parts.')} is "
+                    f"{_shown(old.get(name))} there and {_shown(new.get(name))} here; "
+                    f"choose another --out"
+                )
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf for key, inner in value.items() for name, leaf in
+        _flat(f"{prefix}.{key}", inner).items()
+    }  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return str(value)

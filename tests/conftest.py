@@ -1,0 +1,26 @@
+"""Strict JAX for every test, and four fake CPU devices."""
+
+import os
+
+# Before anything imports JAX or datasets.
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+from hypothesis import settings
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Examples are drawn the same way each time, and a first call may have to compile.
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_caches(tmp_path_factory):
+    """Data sets are cached in a folder of the test run, never in the user's home."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")

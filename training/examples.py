@@ -1,0 +1,46 @@
+"""Examples as arrays: what training and evaluation read."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
+
+
+class Examples(NamedTuple):
+    """A batch of examples; a pytree, on the host or on a device.
+
+    Inputs keep the dtype they were loaded with (images stay uint8) and are normalised batch by
+    batch, so that the copy on the device is small.
+    """
+
+    inputs: Num[Array, "n *shape"] | Num[np.ndarray, "n *shape"]
+    labels: Int[Array, " n"] | Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+class Normaliser(NamedTuple):
+    """Affine map to mean 0 and standard deviation 1; fitted once on all training examples.
+
+    It is part of the recipe: a mask does not change it.
+    """
+
+    mean: Float[np.ndarray, " c"]
+    scale: Float[np.ndarray, " c"]
+
+    def __call__(self, inputs: Num[Array, "*b c"]) -> Float[Array, "*b c"]:
+        """Normalise the last axis: colour channels of images, columns of a table."""
+        shape = (1,) * (inputs.ndim - 1) + (-1,)
+        mean, scale = jnp.asarray(self.mean).reshape(shape), jnp.asarray(self.scale).reshape(shape)
+        return (inputs.astype(jnp.float32) - mean) / scale
+
+
+def fit_normaliser(inputs: Num[np.ndarray, "n *b c"]) -> Normaliser:
+    """Mean and standard deviation of the last axis, in float32; a constant keeps scale 1."""
+    axes = tuple(range(inputs.ndim - 1))
+    mean = inputs.mean(axes, dtype=np.float64)
+    scale = inputs.std(axes, dtype=np.float64)
+    scale = np.where(scale > 0, scale, 1.0)
+    return Normaliser(mean.astype(np.float32), scale.astype(np.float32))

@@ -1,0 +1,132 @@
+"""Training as one pure function of a key and a mask."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from training.examples import Examples, Normaliser
+from training.models import Model
+from training.optim import OptimConfig, make_optimizer
+from training.outputs import OutputFunction
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training run besides model, examples, key and mask."""
+
+    optim: OptimConfig
+    normalise: Normaliser
+
+
+class State(NamedTuple):
+    """A trained member: what the optimiser moved, and the model's other variables."""
+
+    parameters: PyTree
+    rest: PyTree
+
+
+Train = Callable[[Key[Array, ""], Bool[Array, " n"]], State]
+Evaluate = Callable[[State], Float[Array, " t*k"]]
+
+# Targets evaluated at once, per member: bounds the memory of the activations.
+EVALUATION_BLOCK = 256
+
+
+def visit_order(
+    key: Key[Array, ""], mask: Bool[Array, " n"], visits: int
+) -> Int[Array, " {visits}"]:
+    """The example visited at each position: epochs over the kept examples, each shuffled anew.
+
+    Every kept example is visited equally often, within one (the last epoch may be cut short,
+    and then holds a random part). A dropped example never appears unless the mask is empty.
+    The order is a function of key and mask alone and is computed without any shape that depends
+    on how many examples are kept, so it can be vmapped over masks.
+    """
+    order_key, shuffle_key = jax.random.split(key)
+    # A first random order of the kept examples decides who is in the last, cut epoch.
+    tiebreak = jax.random.bits(order_key, mask.shape)
+    kept_first = jnp.lexsort((tiebreak, ~mask)).astype(jnp.int32)
+    kept = jnp.maximum(mask.sum(dtype=jnp.int32), 1)
+    position = jnp.arange(visits, dtype=jnp.int32)
+    epoch = position // kept
+    example = kept_first[position % kept]
+    # Sorting by (epoch, random) shuffles within each epoch.
+    shuffle = jax.random.bits(shuffle_key, (visits,))
+    return jax.lax.sort((epoch, shuffle, example), num_keys=2)[2]
+
+
+def make_train(recipe: Recipe, model: Model, examples: Examples) -> Train:
+    """`train(key, mask) -> State`, a pure function to `jit`, `vmap`, `pmap` or differentiate.
+
+    The loss is the mean cross-entropy of a batch. The number of steps is the recipe's, whatever
+    the mask keeps. Dropped examples are never gathered, so their values (even infinite ones)
+    cannot change one bit of the result. An empty mask gives the initial parameters back.
+    """
+    optimizer = make_optimizer(recipe.optim)
+    steps, batch_size = recipe.optim.steps, recipe.optim.batch_size
+
+    def loss(
+        parameters: PyTree, rest: PyTree, batch: Int[Array, " b"]
+    ) -> tuple[Float[Array, ""], PyTree]:
+        inputs = recipe.normalise(jnp.asarray(examples.inputs)[batch])
+        labels = jnp.asarray(examples.labels)[batch]
+        logits, rest = model.apply_train(parameters, rest, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
+
+    def train(key: Key[Array, ""], mask: Bool[Array, " n"]) -> State:
+        init_key, visit_key = jax.random.split(key)
+        initial = State(*model.init(init_key))
+        batches = visit_order(visit_key, mask, steps * batch_size).reshape(steps, batch_size)
+
+        def step(carry: tuple, batch: Int[Array, " b"]) -> tuple[tuple, None]:
+            (parameters, rest), moments = carry
+            gradient, rest = jax.grad(loss, has_aux=True)(parameters, rest, batch)
+            updates, moments = optimizer.update(gradient, moments, parameters)
+            return (State(optax.apply_updates(parameters, updates), rest), moments), None
+
+        carry = (initial, optimizer.init(initial.parameters))
+        (trained, _), _ = jax.lax.scan(step, carry, batches)
+        return jax.tree.map(lambda new, old: jnp.where(mask.any(), new, old), trained, initial)
+
+    return train
+
+
+def make_evaluate(
+    recipe: Recipe, model: Model, targets: Examples, output: OutputFunction
+) -> Evaluate:
+    """`evaluate(state) -> outputs (t,)`, one number a target, in blocks of targets.
+
+    An output that gives k numbers a target, shape (b, k), yields t * k numbers, target by target.
+    """
+    count = len(targets)
+    block = min(EVALUATION_BLOCK, count)
+    padding = -count % block
+
+    def blocks(array: Array) -> Array:
+        filled = jnp.concatenate([array, array[:padding]]) if padding else jnp.asarray(array)
+        return filled.reshape(-1, block, *array.shape[1:])
+
+    def evaluate(state: State) -> Float[Array, " t*k"]:
+        def one(chunk: Examples) -> Float[Array, "b *k"]:
+            inputs = recipe.normalise(jnp.asarray(chunk.inputs))
+            return output(model.apply(*state, inputs), jnp.asarray(chunk.labels))
+
+        stacked = Examples(blocks(targets.inputs), blocks(targets.labels))
+        outputs = jax.lax.map(one, stacked)
+        return outputs.reshape(-1, *outputs.shape[2:])[:count].reshape(-1)
+
+    return evaluate
+
+
+def all_finite(state: State) -> Bool[Array, ""]:
+    """Whether every floating-point number of a trained member is finite.
+
+    A loss that left the finite range makes the parameters it touched infinite or NaN for good.
+    """
+    numbers = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in numbers]).all()
