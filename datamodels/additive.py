@@ -61,7 +61,7 @@ def fit(
     Args:
         masks: True = kept. Rows are members; give each mask once.
         outputs: finite outputs of the same members.
-        validation_share: between 0 and 1.
+        validation_share: between 0 and 1; at least 2 rows choose, and at least 2 are fitted.
 
     Raises:
         ValueError: shapes that do not match, too few rows, outputs that are not finite.
@@ -75,12 +75,12 @@ def fit(
         raise ValueError(f"masks must be bool (True = kept), got {masks.dtype}")
     if not np.isfinite(outputs).all():
         raise ValueError("outputs hold values that are not finite; leave such members out")
-    held = round(validation_share * len(masks))
-    if held < 2 or len(masks) - held < 2:
+    if len(masks) < 4 or not 0 < validation_share < 1:
         raise ValueError(
-            f"{len(masks)} rows with validation_share = {validation_share} leave "
-            f"{len(masks) - held} rows to fit and {held} to validate; each needs 2"
+            f"{len(masks)} rows and validation_share = {validation_share}; at least 4 rows and a "
+            f"share between 0 and 1 are needed"
         )
+    held = int(np.clip(round(validation_share * len(masks)), 2, len(masks) - 2))
     fraction, start, validation_r2 = _choose(masks, outputs, held)
     whole = moments(masks, outputs)
     lam = fraction * largest_lam(whole)

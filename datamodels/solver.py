@@ -82,7 +82,13 @@ def step_size(gram: Float[np.ndarray, "g g"]) -> float:
     if len(gram) < 3:  # too small for Lanczos
         return 1 / (1.01 * max(float(np.linalg.eigvalsh(gram)[-1]), 1e-12))
     start = np.random.default_rng(0).standard_normal(len(gram))
-    largest = eigsh(gram, k=1, v0=start, tol=1e-3, return_eigenvectors=False)[0]
+    largest = eigsh(
+        gram,
+        k=1,
+        v0=start,
+        tol=1e-3,  # pyright: ignore[reportArgumentType]  (scipy declares int)
+        return_eigenvectors=False,
+    )[0]
     return 1 / (1.01 * max(float(largest), 1e-12))
 
 
@@ -164,14 +170,14 @@ def _iterate(
 
     def advance(state: _State) -> _State:
         moved = state.ahead + step * (correlation - state.ahead_product)
-        weights = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - step * lam, 0)
+        weights = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - step * lam[None], 0)
         product = gram @ weights
         # Momentum of a target starts anew when it points uphill.
         change = weights - state.weights
         uphill = ((state.ahead - weights) * change).sum(0) > 0
         inertia = jnp.where(uphill, 1.0, state.inertia)
         next_inertia = (1 + jnp.sqrt(1 + 4 * inertia**2)) / 2
-        push = (inertia - 1) / next_inertia
+        push = ((inertia - 1) / next_inertia)[None]
         return _State(
             weights,
             product,

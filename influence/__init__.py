@@ -1,0 +1,1 @@
+"""The front door: config, pipeline, audit, verification, report and command line."""

@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import datamodels
 import numpy as np
-from datamodels.additive import CERTIFIED, AdditiveDatamodel
 from jaxtyping import Bool, Float
 
+import datamodels
+from datamodels.additive import CERTIFIED, AdditiveDatamodel
 from influence.config import FitConfig
 from influence.experiment import Targets
 from training.bank import Rows
@@ -33,14 +33,14 @@ def divide(main: Rows, config: FitConfig) -> Parts:
     """The first `held_out` members are held out; members that are not finite are left out.
 
     Raises:
-        UserError: so many members are not finite that a fit is impossible.
+        UserError: more than half of the members are not finite, or too few are left.
     """
     held, rest = (
         _choose(main, rows & main.usable)
         for rows in (_first(main, config.held_out), ~_first(main, config.held_out))
     )
-    if len(held.masks) < 2 or len(rest.masks) < 6:
-        lost = int((~main.usable).sum())
+    lost = int((~main.usable).sum())
+    if 2 * lost > len(main.usable) or len(held.masks) < 2 or len(rest.masks) < 4:
         raise UserError(
             f"{lost} of {len(main.usable)} members are not finite, too many to fit; lower "
             f"optim.learning_rate and sweep into another --out"

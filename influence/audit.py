@@ -6,10 +6,11 @@ Nothing here sees the truth about planted poison.
 import math
 from typing import NamedTuple
 
-import datamodels
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
 
+import datamodels
 from influence.experiment import Targets
 from training.bank import Rows
 
@@ -107,9 +108,6 @@ def flag(rank: Int[np.ndarray, " n"], budget: float) -> Bool[np.ndarray, " n"]:
     return rank <= max(1, math.floor(budget * len(rank)))
 
 
-def _places(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """0 for the highest value; NaN last; ties in row order."""
-    order = np.argsort(np.where(np.isnan(values), np.inf, -values), kind="stable")
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
-    return places
+def _places(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """1 for the highest value, NaN last; equal values share the mean of their places."""
+    return rankdata(np.where(np.isnan(values), np.inf, -values))

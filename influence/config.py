@@ -141,9 +141,9 @@ def check(config: Config) -> None:
     require(sweep.seed >= 0, "sweep.seed", "0 or more")
     require(fit.held_out >= 2, "fit.held_out", "at least 2")
     require(
-        fit.held_out <= sweep.members - 6,
+        fit.held_out <= sweep.members - 4,
         "fit.held_out",
-        f"at most sweep.members - 6 = {sweep.members - 6}, so that some masks are left to fit",
+        f"at most sweep.members - 4 = {sweep.members - 4}, so that some masks are left to fit",
     )
     require(0 < fit.validation_share < 1, "fit.validation_share", "above 0 and below 1")
     require(0 < audit.budget < 1, "audit.budget", "above 0 and below 1")

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from datamodels.design import Listed
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from scipy.stats import t as student
+
+from datamodels.design import Listed
 
 CELLS = ("before", "after", "after_random", "context_kept", "context_dropped")
 """Cells of the verification, each retrained with the same seeds:
@@ -55,9 +56,11 @@ def plan(flagged: Bool[np.ndarray, " n"], alpha: float, seeds: int, seed: int) -
     )
 
 
-def by_cell(outputs: Float[np.ndarray, "m t"]) -> dict[str, Float[np.ndarray, "s t"]]:
-    """The outputs of the planned members, cell by cell."""
-    return dict(zip(CELLS, np.split(outputs, len(CELLS)), strict=True))
+def by_cell(
+    members: Shaped[np.ndarray, "m ..."],
+) -> dict[str, Shaped[np.ndarray, "s ..."]]:
+    """Whatever the planned members have, cell by cell."""
+    return dict(zip(CELLS, np.split(members, len(CELLS)), strict=True))
 
 
 def change(
@@ -81,7 +84,7 @@ def interval(per_seed: Float[np.ndarray, " s"]) -> Interval:
     """Mean and 95 % Student interval over seeds; members left out are NaN."""
     values = per_seed[np.isfinite(per_seed)]
     if len(values) < 2:
-        return (float("nan"),) * 3
+        return float("nan"), float("nan"), float("nan")
     mean = float(values.mean())
     half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, mean - half, mean + half

@@ -96,7 +96,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     normaliser = np.concatenate([recipe.normalise.mean, recipe.normalise.scale])
     output = config.sweep.output
     return {
-        "data": content_hash(experiment.train),
+        "data": content_hash(experiment.train)[:16],
         "recipe": {
             **dataclasses.asdict(recipe.optim),
             "normaliser": _short_hash(normaliser.tobytes()),
@@ -114,7 +114,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         },
         "numerics": {
             "version": NUMERICS_VERSION,
-            "precision": str(jax.config.jax_default_matmul_precision or "default"),
+            "precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
             "width": config.sweep.width,
         },
     }

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datamodels.additive import AdditiveDatamodel, FitDiagnostics
-from datamodels.design import Bernoulli, Listed
 from jaxtyping import Bool, Float
 
+from datamodels.additive import AdditiveDatamodel, FitDiagnostics
+from datamodels.design import Bernoulli, Listed
 from influence import attribution, counterfactual, detection
 from influence.attribution import Quality
 from influence.audit import Scores, Suspicion, flag, score, suspect
@@ -24,7 +24,6 @@ from influence.progress import say, sweep_progress
 from influence.report import write_report
 from influence.run import Run, create_or_resume, open_run
 from training.bank import Arm, ArmSpec, Rows, open_arm
-from training.errors import UserError
 from training.examples import Examples
 from training.outputs import both, lead
 from training.parallel import local_layout

@@ -1,2 +1,132 @@
-def write_report(run, *a):
-    pass
+"""`report.html`: one self-contained file that shows what was found and how it was proved."""
+
+import base64
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from influence import plots
+from influence.attribution import Quality
+from influence.counterfactual import Change
+from influence.experiment import Experiment
+from influence.run import Run
+from training.bank import write_atomically
+
+SHOWN_EXAMPLES = 100
+"""Rows of the ranked table."""
+
+
+def write_report(
+    run: Run,
+    experiment: Experiment,
+    metrics: dict[str, Any],
+    scores: dict[str, np.ndarray],
+    quality: Quality,
+    change: Change,
+) -> None:
+    """Write the report of a finished run.
+
+    Args:
+        run: where to.
+        experiment: for the pictures and names of the examples.
+        metrics: all of audit.json.
+        scores: the columns of scores.parquet.
+        quality: of every target.
+        change: predicted and measured, of the clean and the incident targets.
+    """
+    environment = Environment(
+        loader=PackageLoader("influence", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "percent": _percent, "interval": _interval}
+    clean = experiment.targets.clean
+    page = environment.get_template("report.html.j2").render(
+        config=experiment.config,
+        config_text=run.config.read_text(encoding="utf-8"),
+        manifest_text=_short_manifest(run),
+        metrics=metrics,
+        protocol=metrics["protocol"],
+        unit="logits" if experiment.config.sweep.output == "margin" else "output units",
+        members=metrics["fit"]["members"],
+        rows=_ranked_rows(experiment, scores),
+        has_pictures=_is_image(experiment),
+        quality_plot=plots.quality(quality.r2[clean], quality.ceiling[clean]),
+        change_plot=plots.counterfactual(change, clean.stop - clean.start),
+        inspection_plot=_inspection_plot(experiment, metrics, scores),
+    )
+    write_atomically(run.report, page)
+
+
+def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The most suspicious examples, with their pictures."""
+    inputs = np.asarray(experiment.train.examples.inputs)
+    flagged = int(scores["flagged"].sum())
+    columns = {name: values.tolist() for name, values in scores.items()}
+    rows = []
+    for position in np.argsort(scores["rank"])[: min(SHOWN_EXAMPLES, max(flagged, 20))]:
+        row = {name: values[position] for name, values in columns.items()}
+        row["class_name"] = experiment.class_names[row["label"]]
+        row["picture"] = _picture(inputs[position]) if _is_image(experiment) else None
+        rows.append(row)
+    return rows
+
+
+def _is_image(experiment: Experiment) -> bool:
+    inputs = experiment.train.examples.inputs
+    return inputs.dtype == np.uint8 and inputs.ndim == 4
+
+
+def _picture(pixels: Num[np.ndarray, "h w c"]) -> str:
+    """A PNG as a data address."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _inspection_plot(
+    experiment: Experiment, metrics: dict[str, Any], scores: dict[str, np.ndarray]
+) -> str | None:
+    """The recall curves; None where no truth is known."""
+    curves = {}
+    for name, entry in metrics["detection"].items():
+        if entry["attack_worked"]:
+            rank = scores[f"rank_{entry['protocol']}"]
+            planted = scores["planted"] == name.removesuffix("_blind")
+            curves[f"{name.removesuffix('_blind')} ({entry['protocol']})"] = (rank, planted)
+    return plots.inspection(curves, experiment.config.audit.budget) if curves else None
+
+
+def _short_manifest(run: Run) -> str:
+    """The manifest without its long lists of ids."""
+    text = run.manifest.read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    for name in ("example_ids", "target_ids"):
+        manifest[name] = f"{len(manifest[name])} ids, see manifest.json"
+    return json.dumps(manifest, indent=1)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def _interval(values: list[float], percent: bool = False) -> str:
+    """mean [low, high]"""
+    show = _percent if percent else _number
+    mean, low, high = (show(value) for value in values)
+    return f"{mean} [{low}, {high}]"

@@ -13,7 +13,7 @@ from jaxtyping import Int, Int32, Int64, Num
 
 from training.errors import UserError
 from training.examples import Examples
-from training.sources import load_source
+from training.sources import Splits, load_source
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def load(config: DataConfig) -> Split:
         dataset = datasets.concatenate_datasets([dataset, splits[config.target_split]])
     _check_name("data.label", config.label, dataset.column_names, "column")
     columns = _input_columns(config, dataset)
-    train, targets, spare = _split_rows(config, len(dataset), boundary)
-    return Split(
-        *(_table(dataset, columns, config.label, rows) for rows in (train, targets, spare)),
-        _class_names(dataset, config.label),
+    train, targets, spare = (
+        _table(dataset, columns, config.label, rows)
+        for rows in _split_rows(config, len(dataset), boundary)
     )
+    return Split(train, targets, spare, _class_names(dataset, config.label))
 
 
 def content_hash(table: Table) -> str:
@@ -111,7 +111,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f' (did you mean "{close[0]}"?)' if close else ""
 
 
-def _check_name(key: str, name: str, known: list[str], what: str) -> None:
+def _check_name(key: str, name: str, known: Sequence[str], what: str) -> None:
     if name not in known:
         shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
         raise UserError(
@@ -119,8 +119,8 @@ def _check_name(key: str, name: str, known: list[str], what: str) -> None:
         )
 
 
-def _train_split(config: DataConfig, splits: datasets.DatasetDict) -> str:
-    names = [str(name) for name in splits]
+def _train_split(config: DataConfig, splits: Splits) -> str:
+    names = list(splits)
     if config.train_split:
         _check_name("data.train_split", config.train_split, names, "split")
         return config.train_split
@@ -135,7 +135,9 @@ def _split_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sorted row numbers of (training examples, targets, the rest)."""
     shuffle = np.random.default_rng([config.seed, 0]).permutation(rows)
-    pool = shuffle[shuffle >= boundary] if config.target_split else shuffle
+    # Targets come from the end and training examples from the beginning of one random order, so
+    # that asking for more targets leaves the training examples as they are.
+    pool = (shuffle[shuffle >= boundary] if config.target_split else shuffle)[::-1]
     if config.targets:
         targets = _read_ids(Path(config.targets), rows)
     else:
@@ -260,8 +262,9 @@ def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, 
     finite = np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
     if not finite.all():
         first = int(np.argmin(finite))
+        row = column[first]
         raise UserError(
-            f'data.input: column "{name}" holds {str(values[first])[:40]} in row {ids[first]}; '
+            f'data.input: column "{name}" holds {row[~np.isfinite(row)].flat[0]} in row {ids[first]}; '
             f"every input must be a finite number, so fill or drop such rows"
         )
     return column

@@ -54,4 +54,5 @@ class Convolution(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        """Convolve a batch of images."""
         return self.linear(patches(images, self.window))

@@ -39,6 +39,7 @@ class Linear(nnx.Module):
         self.output = nnx.Linear(math.prod(shape), classes, rngs=rngs)
 
     def __call__(self, inputs: Inputs) -> Logits:
+        """Logits of a batch."""
         return self.output(inputs.reshape(inputs.shape[0], -1))
 
 
@@ -50,6 +51,7 @@ class MLP(nnx.Module):
         self.output = nnx.Linear(width, classes, rngs=rngs)
 
     def __call__(self, inputs: Inputs) -> Logits:
+        """Logits of a batch."""
         return self.output(nnx.relu(self.hidden(inputs.reshape(inputs.shape[0], -1))))
 
 
@@ -63,6 +65,7 @@ class CNN(nnx.Module):
         self.output = nnx.Linear((height // 4) * (columns // 4) * 2 * width, classes, rngs=rngs)
 
     def __call__(self, inputs: Inputs) -> Logits:
+        """Logits of a batch."""
         hidden = mean_pool(nnx.relu(self.first(inputs)), 2)
         hidden = mean_pool(nnx.relu(self.second(hidden)), 2)
         return self.output(hidden.reshape(hidden.shape[0], -1))

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,18 @@ def make_schedule(config: OptimConfig) -> optax.Schedule:
     """Step -> learning rate."""
     match config.schedule:
         case "constant":
-            return optax.constant_schedule(config.learning_rate)
+            schedule = optax.constant_schedule(config.learning_rate)
         case "cosine":
-            return optax.cosine_decay_schedule(config.learning_rate, config.steps)
+            schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
         case "one_cycle":
-            return optax.cosine_onecycle_schedule(config.steps, config.learning_rate)
+            schedule = optax.cosine_onecycle_schedule(config.steps, config.learning_rate)
+
+    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        # optax's schedules add integers, booleans and floats: allowed here, and only here.
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.asarray(schedule(step), jnp.float32)
+
+    return rate
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:

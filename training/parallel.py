@@ -8,11 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-DEFAULT_WIDTH = 8
-
-Member = Callable[..., PyTree]
-"""`member(shared, *own)`: what one member does with what all share and what is its own."""
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -21,7 +16,7 @@ class Layout:
     Low bits of the outputs depend on `width`, so a run fixes it once.
     """
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[jax.Device, ...]  # pyright: ignore[reportInvalidTypeForm]
     width: int
 
     @property
@@ -53,8 +48,8 @@ def local_layout(width: int, count: int | None = None) -> Layout:
     return Layout(tuple(jax.local_devices()[:count]), width)
 
 
-def map_members(member: Member, layout: Layout) -> Callable[..., PyTree]:
-    """`member` over any number of members: `pmap` over devices, `vmap` on each.
+def map_members(member: Callable[..., PyTree], layout: Layout) -> Callable[..., PyTree]:
+    """`member(shared, *own)` over any number of members: `pmap` over devices, `vmap` on each.
 
     The result is called as `run(shared, *own)`, every array of `own` with a leading axis of
     members, and returns numpy arrays with that axis. It always launches full batches of

@@ -105,7 +105,8 @@ def plant(config: PoisonConfig, split: Split, classes: int) -> Poisoned:
         if source == target:
             raise UserError(f"poison.pair_flip_to = {target} must differ from pair_flip_from")
         allowed = np.arange(classes) == source
-        flip("pair_flip", claim("pair_flip", config.pair_flip_fraction, allowed), target)
+        positions = claim("pair_flip", config.pair_flip_fraction, allowed)
+        flip("pair_flip", positions, np.full(len(positions), target))
     if config.backdoor_fraction > 0:
         target = _class("backdoor_target", config.backdoor_target, classes)
         _check_trigger(config, inputs)

@@ -12,7 +12,7 @@ TRAINING_TAG = 1
 
 
 def training_key(
-    root: Key[Array, ""], row: Int[Array, ""], replicate: Int[Array, ""]
+    root: Key[Array, ""], row: Int[Array, ""] | int, replicate: Int[Array, ""] | int
 ) -> Key[Array, ""]:
     """The training key of one member.
 

@@ -12,6 +12,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from training.errors import UserError
 
+Splits = dict[str, datasets.Dataset]
+
 FILE_BUILDERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 FASHION_PACKAGE = "dataset-fashion-mnist"
@@ -21,7 +23,7 @@ FASHION_CLASSES = [
 ]  # fmt: skip
 
 
-def load_source(source: str, folder: str) -> datasets.DatasetDict:
+def load_source(source: str, folder: str) -> Splits:
     """All splits of a source; a source without splits has the one split "train".
 
     Args:
@@ -36,9 +38,9 @@ def load_source(source: str, folder: str) -> datasets.DatasetDict:
     datasets.disable_progress_bars()
     match source:
         case "digits":
-            return datasets.DatasetDict(train=_digits())
+            return {"train": _digits()}
         case "breast_cancer":
-            return datasets.DatasetDict(train=_breast_cancer())
+            return {"train": _breast_cancer()}
         case "fashion_mnist":
             return _fashion_mnist(Path(folder))
     try:
@@ -58,10 +60,10 @@ def load_source(source: str, folder: str) -> datasets.DatasetDict:
         ) from error
 
 
-def _as_splits(loaded: Any) -> datasets.DatasetDict:
+def _as_splits(loaded: Any) -> Splits:
     if isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    return datasets.DatasetDict(train=loaded)
+        return {str(name): split for name, split in loaded.items()}
+    return {"train": loaded}
 
 
 def _image_dataset(
@@ -96,7 +98,7 @@ def _read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)
 
 
-def _fashion_mnist(folder: Path) -> datasets.DatasetDict:
+def _fashion_mnist(folder: Path) -> Splits:
     candidates = [folder, folder / "usr/share/datasets/fashion-mnist"]
     marker = "train-images-idx3-ubyte.gz"
     found = next((path for path in candidates if (path / marker).is_file()), None)
@@ -111,10 +113,10 @@ def _fashion_mnist(folder: Path) -> datasets.DatasetDict:
         images = _read_idx(found / f"{prefix}-images-idx3-ubyte.gz")[..., None]
         labels = _read_idx(found / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
         splits[split] = _image_dataset(images, labels, FASHION_CLASSES)
-    return datasets.DatasetDict(splits)
+    return splits
 
 
-def _files(source: str) -> datasets.DatasetDict:
+def _files(source: str) -> Splits:
     paths = sorted(glob.glob(source, recursive=True))
     if not paths:
         raise UserError(f'data.source = "{source}" matches no file under {Path.cwd()}')
@@ -122,7 +124,7 @@ def _files(source: str) -> datasets.DatasetDict:
     return _as_splits(datasets.load_dataset(builder, data_files=paths))
 
 
-def _folder(folder: Path) -> datasets.DatasetDict:
+def _folder(folder: Path) -> Splits:
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return _as_splits(datasets.load_from_disk(str(folder)))
     if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -50,18 +50,27 @@ class Task(NamedTuple):
     output: OutputFunction
 
 
+@runtime_checkable
 class Design(Protocol):
     """What the sweep asks of a design (`datamodels.design` has them)."""
 
-    def rows(self, members: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]: ...
+    def rows(self, members: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """The mask row of each member."""
+        ...
 
-    def replicate_of(self, members: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]: ...
+    def replicate_of(self, members: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """Which retrain of its row each member is, from 0."""
+        ...
 
     def masks(
         self, root: Key[Array, ""], members: Int[np.ndarray, " m"], groups: int
-    ) -> Bool[np.ndarray, "m g"]: ...
+    ) -> Bool[np.ndarray, "m g"]:
+        """Their masks, True = kept."""
+        ...
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, Any]:
+        """What the bank records of the design."""
+        ...
 
 
 class _Shared(NamedTuple):

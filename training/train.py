@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -31,7 +32,7 @@ class State(NamedTuple):
 
 
 Train = Callable[[Key[Array, ""], Bool[Array, " n"]], State]
-Evaluate = Callable[[State], Float[Array, " t*k"]]
+Evaluate = Callable[[State], Float[Array, " outputs"]]
 
 # Targets evaluated at once, per member: bounds the memory of the activations.
 EVALUATION_BLOCK = 256
@@ -107,11 +108,12 @@ def make_evaluate(
     block = min(EVALUATION_BLOCK, count)
     padding = -count % block
 
-    def blocks(array: Array) -> Array:
-        filled = jnp.concatenate([array, array[:padding]]) if padding else jnp.asarray(array)
+    def blocks(array: Array | np.ndarray) -> Array:
+        filled = jnp.asarray(array)
+        filled = jnp.concatenate([filled, filled[:padding]]) if padding else filled
         return filled.reshape(-1, block, *array.shape[1:])
 
-    def evaluate(state: State) -> Float[Array, " t*k"]:
+    def evaluate(state: State) -> Float[Array, " outputs"]:
         def one(chunk: Examples) -> Float[Array, "b *k"]:
             inputs = recipe.normalise(jnp.asarray(chunk.inputs))
             return output(model.apply(*state, inputs), jnp.asarray(chunk.labels))

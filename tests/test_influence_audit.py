@@ -1,0 +1,183 @@
+"""Ranks, flags, detection metrics, the verification's plan: the parts without training."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from influence import attribution, counterfactual
+from influence.audit import Scores, best_rank, flag, score, suspect
+from influence.config import FitConfig
+from influence.counterfactual import CELLS
+from influence.detection import detection_metrics, entry
+from influence.experiment import Targets
+from training.bank import Rows, Status
+from training.errors import UserError
+from training.examples import Examples
+
+
+@given(seed=st.integers(0, 1000))
+def test_rank_is_a_permutation_led_by_the_best_place_in_any_evidence(seed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.standard_normal((2, 30))
+    rank = best_rank([first, second])
+    assert sorted(rank) == list(range(1, 31))
+    assert {int(np.argmax(first)), int(np.argmax(second))} <= set(np.flatnonzero(rank <= 2))
+
+
+def test_evidence_without_a_value_is_least_suspicious():
+    assert best_rank([np.array([np.nan, 0.0, 1.0])]).tolist() == [3, 2, 1]
+
+
+def test_a_common_scale_of_the_evidence_does_not_matter():
+    first, second = np.random.default_rng(0).standard_normal((2, 30))
+    np.testing.assert_array_equal(
+        best_rank([first, second]), best_rank([np.exp(first), 1000 * second - 5])
+    )
+
+
+@pytest.mark.parametrize(("budget", "count"), [(0.06, 6), (0.001, 1), (0.999, 99)])
+def test_the_budget_decides_how_many_are_flagged(budget, count):
+    rank = np.random.default_rng(0).permutation(100) + 1
+    flagged = flag(rank, budget)
+    assert flagged.sum() == count
+    assert rank[flagged].max() == count
+
+
+def make_scores(incident):
+    rng = np.random.default_rng(0)
+    columns = rng.standard_normal((len(Scores._fields), 20))
+    scores = Scores(*columns)
+    return scores._replace(incident_weight=scores.incident_weight if incident else
+                           np.full(20, np.nan))  # fmt: skip
+
+
+def test_the_blind_rank_never_sees_the_incident():
+    with_incident, without = suspect(make_scores(True)), suspect(make_scores(False))
+    np.testing.assert_array_equal(with_incident.blind, without.blind)
+    assert without.incident is None
+    assert (with_incident.incident != with_incident.blind).any()
+
+
+def test_low_out_of_bag_high_memorisation_and_high_incident_weight_are_suspicious():
+    quiet = Scores(*np.zeros((len(Scores._fields), 5)))
+    for field, value in [("out_of_bag", -1.0), ("memorisation", 1.0), ("incident_weight", 1.0)]:
+        column = np.zeros(5)
+        column[3] = value
+        assert suspect(quiet._replace(**{field: column})).rank[3] == 1
+
+
+def test_a_loss_is_negated_so_that_scores_read_the_same():
+    rng = np.random.default_rng(0)
+    rows = Rows(
+        rng.random((40, 6)) < 0.5, rng.standard_normal((40, 9)).astype(np.float32),
+        np.zeros(40, np.uint8),
+    )  # fmt: skip
+    weights = rng.standard_normal((6, 9)).astype(np.float32)
+    blank = Examples(np.zeros((9, 2), np.float32), np.zeros(9, np.int32))
+    targets = Targets(blank, ("",) * 9, slice(0, 6), slice(6, 8), slice(8, 9))
+    raised = score(rows, weights, targets, higher_is_better=True)
+    lowered = score(rows._replace(outputs=-rows.outputs), -weights, targets, higher_is_better=False)
+    for first, second in zip(raised, lowered, strict=True):
+        np.testing.assert_allclose(first, second)
+
+
+@given(seed=st.integers(0, 1000))
+def test_detection_metrics_equal_scikit_learn_on_this_attack_and_clean_examples(seed):
+    rng = np.random.default_rng(seed)
+    rank = rng.permutation(200) + 1
+    planted, other = np.zeros((2, 200), bool)
+    planted[:10], other[10:25] = True, True
+    metrics = detection_metrics(rank, planted, other)
+    kept = ~other
+    assert metrics["auroc"] == pytest.approx(roc_auc_score(planted[kept], -rank[kept]))
+    assert metrics["average_precision"] == pytest.approx(
+        average_precision_score(planted[kept], -rank[kept])
+    )
+    order = np.argsort(rank[kept])
+    assert metrics["recall_10"] == pytest.approx(planted[kept][order[:18]].mean() * 18 / 10)
+    assert metrics["precision_at_k"] == pytest.approx(planted[kept][order[:10]].mean())
+
+
+def test_an_attack_that_failed_is_never_scored():
+    planted = np.arange(20) < 3
+    failed = entry("blind", False, np.arange(20) + 1, planted, np.zeros(20, bool))
+    assert failed == {"protocol": "blind", "attack_worked": False}
+
+
+def test_the_plan_pairs_the_cells_seed_by_seed():
+    flagged = np.arange(50) < 5
+    design = counterfactual.plan(flagged, 0.3, seeds=4, seed=0)
+    cells = counterfactual.by_cell(design.listed)
+    assert cells["before"].all()
+    assert (cells["after"] == ~flagged).all()
+    assert (cells["after_random"].sum(1) == 45).all()
+    assert len(np.unique(cells["after_random"], axis=0)) == 4
+    np.testing.assert_array_equal(cells["context_kept"][:, 5:], cells["context_dropped"][:, 5:])
+    assert cells["context_kept"][:, :5].all()
+    assert not cells["context_dropped"][:, :5].any()
+    members = np.arange(4 * len(CELLS))
+    np.testing.assert_array_equal(design.rows(members).reshape(-1, 4), [[0, 1, 2, 3]] * len(CELLS))
+
+
+def test_an_interval_is_students_and_leaves_out_lost_members():
+    values = np.array([1.0, 2.0, np.nan, 4.0])
+    mean, low, high = counterfactual.interval(values)
+    expected = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((7 / 3, expected.low, expected.high))
+
+
+def make_bank(rows=60, groups=8, targets=3, seed=0):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((rows, groups)) < 0.5
+    outputs = masks @ rng.standard_normal((groups, targets))
+    return Rows(masks, outputs.astype(np.float32), np.zeros(rows, np.uint8))
+
+
+def test_held_out_members_never_reach_the_fit():
+    config = FitConfig(held_out=20)
+    rows = make_bank()
+    spoiled = rows._replace(outputs=rows.outputs.copy())
+    spoiled.outputs[:20] += 1000
+    first = attribution.fit(attribution.divide(rows, config), config)
+    second = attribution.fit(attribution.divide(spoiled, config), config)
+    np.testing.assert_array_equal(first.weights, second.weights)
+
+
+def test_members_that_are_not_finite_are_left_out_and_counted():
+    config = FitConfig(held_out=20)
+    rows = make_bank()
+    for member in (3, 30, 31):
+        rows.status[member] = Status.NOT_FINITE
+        rows.outputs[member] = np.nan
+    parts = attribution.divide(rows, config)
+    assert (len(parts.held_out.masks), len(parts.fitted.masks)) == (19, 38)
+    model = attribution.fit(parts, config)
+    repeated = Rows(*(np.repeat(part, 2, axis=0) for part in make_bank(5, seed=1)))
+    quality = attribution.judge(model, parts, repeated, seeds=2)
+    blank = Examples(np.zeros((3, 2), np.float32), np.zeros(3, np.int32))
+    targets = Targets(blank, ("a", "b", "c"), slice(0, 2), slice(2, 3), slice(3, 3))
+    summary = attribution.summary(model, quality, targets, rows, repeated)
+    assert summary["not_finite"] == 3
+    assert summary["r2"] > 0.95
+    assert summary["ceiling"] == pytest.approx(1.0)
+
+
+def test_a_bank_of_diverged_members_is_refused():
+    rows = make_bank()
+    rows.status[:] = Status.NOT_FINITE
+    with pytest.raises(UserError, match=r"60 of 60 members are not finite.*learning_rate"):
+        attribution.divide(rows, FitConfig(held_out=20))
+
+
+def test_lost_replicates_do_not_reach_the_ceiling():
+    config = FitConfig(held_out=20)
+    parts = attribution.divide(make_bank(), config)
+    model = attribution.fit(parts, config)
+    repeated = Rows(*(np.repeat(part, 3, axis=0) for part in make_bank(5, seed=1)))
+    repeated.status[:5] = Status.NOT_FINITE
+    repeated.outputs[:5] = np.inf
+    quality = attribution.judge(model, parts, repeated, seeds=3)
+    np.testing.assert_allclose(quality.ceiling, 1.0)

@@ -1,0 +1,138 @@
+"""The command line: every mistake is one clear line and exit code 2, never a traceback."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from influence.cli import main
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def config_for(folder, data, **sections):
+    lines = [f"[data]\n{data}"]
+    lines += [f"[{name}]\n{text}" for name, text in sections.items()]
+    return write(folder, "mine.toml", "\n".join(lines))
+
+
+def csv_of(folder, change=lambda row, values: values):
+    rng = np.random.default_rng(0)
+    lines = ["a,b,label"]
+    for row in range(40):
+        values = [f"{rng.normal():.3f}", f"{rng.normal():.3f}", str(row % 2)]
+        lines.append(",".join(change(row, values)))
+    return write(folder, "mine.csv", "\n".join(lines))
+
+
+def refused(capsys, *words):
+    """The one line that a refused call prints."""
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("accomplice: ")
+    return lines[0]
+
+
+def test_help_goes_to_stdout_and_succeeds(capsys):
+    assert main(["--help"]) == 0
+    assert "run CONFIG.toml" in capsys.readouterr().out
+
+
+def test_no_command_shows_the_help_and_fails(capsys):
+    assert main([]) == 2
+    assert "usage: accomplice" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rum", "x.toml"], 'unknown command "rum"'),
+        (["run"], "name a config: accomplice run"),
+        (["run", "nowhere.toml"], "cannot read the config nowhere.toml"),
+        (["fit", "nowhere"], "nowhere is no run directory"),
+        (["fit"], "fit takes one run directory, got 0"),
+        (["report", "a", "b"], "report takes one run directory, got 2"),
+    ],
+)
+def test_a_wrong_call(capsys, words, message):
+    assert message in refused(capsys, *words)
+
+
+DIGITS = 'source = "digits"\ntrain_count = 100\ntarget_count = 20'
+
+
+@pytest.mark.parametrize(
+    ("data", "sections", "message"),
+    [
+        ('source = "no.csv"', {}, 'data.source = "no.csv" matches no file'),
+        ('source = "digits"\nlabel = "lable"', {}, 'did you mean "label"?'),
+        ('source = "digits"\ninput = ["pixels"]', {}, "the data has no such column"),
+        ('source = "digits"\ntarget_fraction = 0', {}, "0 targets asked for"),
+        ('source = "digits"\nfolder = 3', {}, "must be of type str"),
+        ('source = "digits"\nsuorce = "x"', {}, 'data.suorce is unknown (did you mean "source"?)'),
+        (DIGITS, {"model": "classes = 9"}, "the labels run from 0 to 9, which does not fit"),
+        (DIGITS, {"model": 'name = "mlpp"'}, 'model.name = "mlpp" is unknown'),
+        (DIGITS, {"model": 'factory = "nowhere:make"'}, "cannot import nowhere"),
+        (DIGITS, {"model": 'factory = "math:sqrtt"'}, "math has no function sqrtt"),
+        (DIGITS, {"model": 'factory = "builtins:dict"'}, "failed for inputs of shape (8, 8, 1)"),
+        (DIGITS, {"model": 'factory = "plain"'}, 'must read "package.module:function"'),
+        (DIGITS, {"sweep": 'output = "marginn"'}, 'sweep.output = "marginn" is unknown'),
+        (DIGITS, {"sweep": "alpha = 1.0"}, "sweep.alpha = 1.0 must be above 0 and below 1"),
+        (DIGITS, {"sweep": "members = 50", "fit": "held_out = 60"}, "fit.held_out = 60 must be"),
+        (DIGITS, {"poison": "backdoor_fraction = 0.7"}, "poison.backdoor_fraction = 0.7"),
+    ],
+)
+def test_a_mistake_in_config_or_data(tmp_path, capsys, data, sections, message):
+    config = config_for(tmp_path, data, **sections)
+    assert message in refused(capsys, "run", config, "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row, v: [v[0], "nan", v[2]] if row == 7 else v, 'column "b" holds nan in row 7'),
+        (lambda row, v: ["inf", *v[1:]] if row == 3 else v, 'column "a" holds inf in row 3'),
+        (lambda row, v: [*v[:2], "1.5"] if row == 9 else v, "labels must be integers"),
+        (lambda row, v: [*v[:2], "-1"] if row == 9 else v, "holds -1 in row 9"),
+        (lambda row, v: [*v[:2], "yes"], "holds 'yes' in row"),
+        (lambda row, v: ["word", *v[1:]], 'column "a" is not numbers'),
+        (lambda row, v: [*v[:2], "0"], "at least two classes are needed"),
+    ],
+)
+def test_a_mistake_in_a_table(tmp_path, capsys, change, message):
+    config = config_for(tmp_path, f'source = "{csv_of(tmp_path, change)}"')
+    words = ["run", config, "--out", str(tmp_path / "run"), "--model.name", "linear"]
+    assert message in refused(capsys, *words)
+
+
+def test_too_little_disk(tmp_path, capsys):
+    config = config_for(tmp_path, DIGITS, sweep="members = 100000000000")
+    assert "GB free" in refused(capsys, "sweep", config, "--out", str(tmp_path / "run"))
+
+
+def test_a_tables_labels_may_not_be_missing(tmp_path, capsys):
+    source = csv_of(tmp_path, lambda row, v: [*v[:2], ""] if row == 5 else v)
+    config = config_for(tmp_path, f'source = "{source}"')
+    assert "labels must be integers" in refused(capsys, "run", config)
+
+
+def test_help_of_run_lists_every_key_without_starting_jax():
+    code = (
+        "import sys; from influence.cli import main\n"
+        "try:\n    main(['run', '--help'])\n"
+        "except SystemExit as stop:\n    assert stop.code == 0\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    for key in ("--data.source", "--sweep.members", "--audit.budget", "--out"):
+        assert key in shown

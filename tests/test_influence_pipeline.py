@@ -1,0 +1,251 @@
+"""The whole pipeline on small real runs: files, replay, resume, interruption, report."""
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from influence.cli import main
+from training.bank import Arm
+
+SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished smoke run; never changed by a test."""
+    run = tmp_path_factory.mktemp("runs") / "smoke"
+    assert main(["run", SMOKE, "--out", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "smoke")
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def bank_bytes(run):
+    files = sorted(path for path in (run / "bank").rglob("*") if path.is_file())
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def test_a_run_leaves_every_file(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "config.toml", "manifest.json", "bank", "datamodel", "scores.parquet", "audit.json",
+        "report.html", "metrics.jsonl",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_audit_json_has_its_keys(finished):
+    audit = read_json(finished / "audit.json")
+    assert audit["fit"].keys() >= {"lds", "r2", "ceiling"}
+    assert audit["detection"].keys() == {"label_flip", "backdoor", "backdoor_blind"}
+    for name, protocol in [("label_flip", "blind"), ("backdoor", "incident")]:
+        assert audit["detection"][name]["protocol"] == protocol
+    for part in ("attack_success", "accuracy"):
+        for cell in ("before", "after", "after_random"):
+            mean, low, high = audit["verify"][part][cell]
+            assert low <= mean <= high
+
+
+def test_detection_is_scored_exactly_where_the_attack_worked(finished):
+    audit = read_json(finished / "audit.json")
+    keys = {"auroc", "average_precision", "precision_at_k", "recall_1", "recall_5", "recall_10"}
+    for name, entry in audit["detection"].items():
+        success = audit["verify"]["success_by_attack"][name.removesuffix("_blind")]["before"][0]
+        assert entry["attack_worked"] == (success >= 0.5)
+        assert (entry.keys() >= keys) == entry["attack_worked"]
+
+
+def test_scores_have_a_row_an_example(finished):
+    table = pq.read_table(finished / "scores.parquet").to_pydict()
+    manifest = read_json(finished / "manifest.json")
+    assert table["id"] == manifest["example_ids"]
+    assert sorted(table["rank"]) == list(range(1, 201))
+    assert sum(table["flagged"]) == 20
+    assert table["planted"].count("label_flip") == 10
+    assert table["planted"].count("backdoor") == 6
+
+
+def test_a_second_call_makes_nothing_and_ends_with_the_same(copied):
+    before, report = bank_bytes(copied), (copied / "report.html").read_text()
+    progress = (copied / "metrics.jsonl").read_text()
+    assert main(["run", str(copied / "config.toml")]) == 0
+    assert bank_bytes(copied) == before
+    assert (copied / "report.html").read_text() == report
+    assert (copied / "metrics.jsonl").read_text() == progress
+
+
+def test_stages_alone_rebuild_what_was_lost(copied):
+    kept = {name: (copied / name).read_bytes() for name in ("audit.json", "report.html")}
+    shutil.rmtree(copied / "datamodel")
+    shutil.rmtree(copied / "verification")
+    for name in ("scores.parquet", *kept):
+        (copied / name).unlink()
+    for stage in ("fit", "audit", "verify", "report"):
+        assert main([stage, str(copied)]) == 0
+    assert {name: (copied / name).read_bytes() for name in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("stage", "gone"),
+    [("audit", "datamodel"), ("verify", "scores.parquet"), ("report", "verification")],
+)
+def test_a_stage_names_the_one_to_run_first(copied, capsys, stage, gone):
+    path = copied / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main([stage, str(copied)]) == 2
+    assert "run first: accomplice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "stop"), [(130, KeyboardInterrupt), (143, lambda: signal.raise_signal(signal.SIGTERM))]
+)
+def test_interrupted_and_resumed_equals_uninterrupted(
+    finished, tmp_path, monkeypatch, capsys, code, stop
+):
+    run = tmp_path / "cut"
+    commit = Arm.commit
+
+    def commit_one_then_stop(self, unit, rows, made_on):
+        commit(self, unit, rows, made_on)
+        outcome = stop()
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+    words = ["run", SMOKE, "--out", str(run)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Arm, "commit", commit_one_then_stop)
+        assert main(words) == code
+    assert f"accomplice {' '.join(words)}" in capsys.readouterr().err
+    assert len(list((run / "bank").rglob("done/*.json"))) == 1
+    assert main(words) == 0
+    ours, theirs = bank_bytes(run), bank_bytes(finished)
+    assert ours == theirs
+
+
+def test_the_unit_size_changes_no_bit_of_a_run(finished, tmp_path):
+    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), "--sweep.unit", "8"]
+    assert main(words) == 0
+    for run in (finished, tmp_path / "run"):
+        assert main(["fit", str(run)]) == 0
+    first, second = (
+        np.load(run / "datamodel" / "additive.npz") for run in (finished, tmp_path / "run")
+    )
+    np.testing.assert_array_equal(first["weights"], second["weights"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--optim.learning-rate", "0.3"], "recipe.learning_rate is 0.2 there and 0.3 here"),
+        (["--model.width", "16"], "model.width is 32 there and 16 here"),
+        (["--sweep.seed", "4"], "seed is 0 there and 4 here"),
+        (["--sweep.alpha", "0.4"], "alpha is 0.5 there and 0.4 here"),
+        (["--sweep.members", "72"], "arms.main.members is 64 there and 72 here"),
+        (["--sweep.width", "4"], "numerics.width is 8 there and 4 here"),
+        (["--sweep.output", "loss"], "output.name is margin there and loss here"),
+        (["--poison.seed", "1"], "data is"),
+        (["--data.target-count", "50"], "targets is 270 there and 260 here"),
+    ],
+)
+def test_another_run_in_the_same_directory_is_refused(copied, capsys, change, named):
+    before = bank_bytes(copied)
+    assert main(["run", SMOKE, "--out", str(copied), *change]) == 2
+    said = capsys.readouterr().err
+    assert "holds a different run" in said
+    assert named in said
+    assert "choose another --out" in said
+    assert bank_bytes(copied) == before
+
+
+def test_fit_and_audit_settings_may_change_in_a_run(copied):
+    assert main(["run", SMOKE, "--out", str(copied), "--audit.budget", "0.2"]) == 0
+    assert read_json(copied / "audit.json")["flagged"] == 40
+    assert "budget = 0.2" in (copied / "config.toml").read_text()
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
+    (tmp_path / "letter.txt").write_text("dear")
+    assert main(["run", SMOKE, "--out", str(tmp_path)]) == 2
+    assert "is no run directory" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_the_report_stands_alone_and_shows_the_flagged(finished):
+    page = (finished / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<script" not in page
+    assert page.count('<img class="example"') == 20
+    scores = pq.read_table(finished / "scores.parquet").to_pydict()
+    first = scores["id"][scores["rank"].index(1)]
+    table = page[page.index('id="suspicious"') :]
+    assert table.index(f'alt="example {first}"') == table.index('alt="example')
+
+
+def test_diverged_members_are_refused_with_a_remedy(tmp_path, capsys):
+    words = ["--optim.learning-rate", "1e9", "--optim.schedule", "constant"]
+    assert main(["run", SMOKE, "--out", str(tmp_path / "run"), *words]) == 2
+    assert re.search(r"\d+ of 64 members are not finite", capsys.readouterr().err)
+
+
+SMALL = [
+    "--sweep.members", "40", "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2",
+    "--optim.steps", "20", "--fit.held-out", "10", "--audit.seeds", "2",
+]  # fmt: skip
+
+
+def write_config(folder, text):
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("output", ["margin", "loss", "probability"])
+def test_a_table_of_numbers_of_ones_own(tmp_path, output):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    values = rng.standard_normal((90, 4)) + 2 * np.eye(4)[labels]
+    lines = [",".join(map(str, [*row, label])) for row, label in zip(values, labels, strict=True)]
+    (tmp_path / "mine.csv").write_text("\n".join(["a,b,c,d,kind", *lines]))
+    config = write_config(
+        tmp_path,
+        f'[data]\nsource = "{tmp_path}/mine.csv"\nlabel = "kind"\n[model]\nname = "linear"\n',
+    )
+    run = tmp_path / "run"
+    assert main(["run", config, "--out", str(run), "--sweep.output", output, *SMALL]) == 0
+    audit = read_json(run / "audit.json")
+    assert audit["protocol"] == "blind"
+    assert audit["detection"] == {}
+    assert audit["verify"]["attack_success"] is None
+    assert "<img" not in (run / "report.html").read_text()
+
+
+def test_a_folder_of_images_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, colour in (("cat", 60), ("dog", 180)):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(30):
+            pixels = np.clip(rng.normal(colour, 40, (8, 9, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    config = write_config(
+        tmp_path, f'[data]\nsource = "{tmp_path}/pictures"\n[model]\nname = "cnn"\nwidth = 4\n'
+    )
+    run = tmp_path / "run"
+    assert main(["run", config, "--out", str(run), *SMALL]) == 0
+    page = (run / "report.html").read_text()
+    assert '<img class="example"' in page
+    assert ">cat<" in page or ">dog<" in page

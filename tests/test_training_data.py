@@ -1,0 +1,894 @@
+import gzip
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_breast_cancer, load_digits
+
+from training.data import DataConfig, Table, content_hash, load, nearest
+from training.errors import UserError
+from training.examples import Examples
+from training.sources import FASHION_CLASSES
+
+
+def everything(split):
+    """All rows of a split by id: {id: (input, label)}."""
+    return {
+        int(row): (values, int(label))
+        for table in (split.train, split.targets, split.spare)
+        for row, values, label in zip(table.ids, *table.examples, strict=True)
+    }
+
+
+def in_order(split):
+    """Inputs and labels of all rows, sorted by id."""
+    rows = everything(split)
+    assert sorted(rows) == list(range(len(rows)))
+    inputs, labels = zip(*(rows[row] for row in sorted(rows)), strict=True)
+    return np.stack(inputs), np.array(labels)
+
+
+def fails(*phrases, **config):
+    """The data cannot be loaded; the message is one line and holds all phrases."""
+    with pytest.raises(UserError) as caught:
+        load(DataConfig(**config))
+    message = str(caught.value)
+    assert "\n" not in message
+    for phrase in phrases:
+        assert phrase in message
+    return message
+
+
+def write_parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def write_images(folder, images):
+    """{"class/name.png": array} as PNG files."""
+    for name, array in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / name)
+    return str(folder)
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def grey_and(odd, folder):
+    """Six grey 4x4 images of two classes, of which row 2 is replaced."""
+    images = list(random_images(6, 4, 4))
+    images[2] = odd
+    return write_images(folder, {f"{'ab'[i // 3]}/{i}.png": im for i, im in enumerate(images)})
+
+
+def write_ids(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def table_of(inputs, labels, ids):
+    return Table(Examples(inputs, np.array(labels, np.int32)), np.array(ids, np.int64))
+
+
+@pytest.fixture
+def rows12(tmp_path):
+    """A CSV file of 12 rows whose content tells the row number."""
+    lines = [f"{row},{10 * row + 0.5},{row % 3}" for row in range(12)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["number,tenfold,label", *lines]) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def two_splits(tmp_path):
+    """A saved dataset of 10 training rows (value = row) and 6 test rows (value = 100 + row)."""
+
+    def split(start, count):
+        rows = np.arange(count)
+        return datasets.Dataset.from_dict({"value": start + rows, "label": rows % 2})
+
+    folder = str(tmp_path / "two_splits")
+    datasets.DatasetDict({"train": split(0, 10), "test": split(100, 6)}).save_to_disk(folder)
+    return folder
+
+
+# Sources.
+
+
+def test_digits_are_8x8_grey_bytes():
+    split = load(DataConfig(source="digits"))
+    inputs, labels = in_order(split)
+    original = load_digits()
+    assert inputs.shape == (1797, 8, 8, 1)
+    assert inputs.dtype == np.uint8
+    assert split.train.examples.labels.dtype == np.int32
+    assert split.train.ids.dtype == np.int64
+    np.testing.assert_array_equal(inputs[..., 0], np.round(original.images * 255 / 16))
+    np.testing.assert_array_equal(labels, original.target)
+    assert split.class_names == tuple("0123456789")
+
+
+def test_breast_cancer_is_a_table_of_floats():
+    split = load(DataConfig(source="breast_cancer"))
+    inputs, labels = in_order(split)
+    original = load_breast_cancer()
+    assert inputs.dtype == np.float32
+    np.testing.assert_array_equal(inputs, original.data.astype(np.float32))
+    np.testing.assert_array_equal(labels, original.target)
+    assert split.class_names == ("malignant", "benign")
+
+
+def test_csv_columns_become_float32_columns_in_order(rows12):
+    split = load(DataConfig(source=rows12))
+    inputs, labels = in_order(split)
+    rows = np.arange(12)
+    assert inputs.dtype == np.float32
+    np.testing.assert_array_equal(inputs, np.stack([rows, 10 * rows + 0.5], axis=1))
+    np.testing.assert_array_equal(labels, rows % 3)
+    assert split.class_names == ()
+
+
+def test_chosen_inputs_and_label_come_in_the_order_asked(rows12):
+    config = DataConfig(source=rows12, input=("tenfold", "label"), label="number")
+    inputs, labels = in_order(load(config))
+    np.testing.assert_array_equal(inputs[:, 0], 10 * np.arange(12) + 0.5)
+    np.testing.assert_array_equal(inputs[:, 1], np.arange(12) % 3)
+    np.testing.assert_array_equal(labels, np.arange(12))
+
+
+def test_one_scalar_column_has_a_column_axis(rows12):
+    inputs, _ = in_order(load(DataConfig(source=rows12, input=("number",))))
+    np.testing.assert_array_equal(inputs, np.arange(12, dtype=np.float32)[:, None])
+
+
+def test_parquet_list_column_becomes_a_table(tmp_path):
+    values = np.arange(15.0).reshape(5, 3)
+    source = write_parquet(tmp_path / "a.parquet", vector=list(values), label=[0, 1, 2, 1, 0])
+    inputs, labels = in_order(load(DataConfig(source=source)))
+    assert inputs.dtype == np.float32
+    np.testing.assert_array_equal(inputs, values)
+    np.testing.assert_array_equal(labels, [0, 1, 2, 1, 0])
+
+
+def test_parquet_columns_of_several_types_are_stacked(tmp_path):
+    source = write_parquet(
+        tmp_path / "a.parquet",
+        whole=pa.array([1, 2, 3, 4], pa.int16()),
+        flag=[True, False, True, True],
+        real=[0.5, -1.5, 2.0, 0.0],
+        label=pa.array([0, 1, 1, 3], pa.uint8()),
+    )
+    inputs, labels = in_order(load(DataConfig(source=source)))
+    np.testing.assert_array_equal(inputs.T, [[1, 2, 3, 4], [1, 0, 1, 1], [0.5, -1.5, 2.0, 0.0]])
+    np.testing.assert_array_equal(labels, [0, 1, 1, 3])
+
+
+def test_nested_lists_get_a_channel_axis(tmp_path):
+    values = np.arange(24.0).reshape(4, 2, 3)
+    rows = [{"grid": grid.tolist(), "label": i % 2} for i, grid in enumerate(values)]
+    inputs, _ = in_order(load(DataConfig(source=write_jsonl(tmp_path / "a.jsonl", rows))))
+    assert inputs.dtype == np.float32
+    np.testing.assert_array_equal(inputs, values[..., None])
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_json_lines_and_json_arrays_are_read(tmp_path, suffix):
+    rows = [{"a": i, "b": i / 4, "label": i % 2} for i in range(6)]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        write_jsonl(path, rows)
+    inputs, labels = in_order(load(DataConfig(source=str(path))))
+    np.testing.assert_array_equal(inputs, [[row["a"], row["b"]] for row in rows])
+    np.testing.assert_array_equal(labels, [row["label"] for row in rows])
+
+
+def test_glob_reads_all_files_in_the_order_of_their_names(tmp_path):
+    for name, start in (("b", 2), ("c", 4), ("a", 0)):
+        text = f"x,label\n{start},0\n{start + 1},1\n"
+        (tmp_path / f"part_{name}.csv").write_text(text)
+    (tmp_path / "other.csv").write_text("x,label\n99,0\n")
+    inputs, labels = in_order(load(DataConfig(source=str(tmp_path / "part_*.csv"))))
+    np.testing.assert_array_equal(inputs[:, 0], np.arange(6))
+    np.testing.assert_array_equal(labels, [0, 1] * 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_folder_has_one_class_a_subfolder(tmp_path, channels):
+    images = random_images(6, 5, 4, channels)
+    files = {
+        f"{'cat' if i < 2 else 'dog'}/{i}.png": image if channels == 3 else image[..., 0]
+        for i, image in enumerate(images)
+    }
+    split = load(DataConfig(source=write_images(tmp_path / "pets", files)))
+    inputs, labels = in_order(split)
+    assert inputs.dtype == np.uint8
+    np.testing.assert_array_equal(inputs, images)
+    np.testing.assert_array_equal(labels, [0, 0, 1, 1, 1, 1])
+    assert split.class_names == ("cat", "dog")
+
+
+def test_transparency_is_dropped(tmp_path):
+    images = random_images(4, 3, 3, 4)
+    files = {f"{'ab'[i % 2]}/{i}.png": image for i, image in enumerate(images)}
+    inputs, _ = in_order(load(DataConfig(source=write_images(tmp_path / "rgba", files))))
+    np.testing.assert_array_equal(inputs, images[[0, 2, 1, 3], ..., :3])
+
+
+def test_image_folder_with_splits_draws_targets_from_the_test_folder(tmp_path):
+    images = random_images(8, 3, 3)
+    folders = ["train/a", "train/a", "train/b", "train/b", "test/a", "test/a", "test/b", "test/b"]
+    files = {f"{at}/{i}.png": images[i] for i, at in enumerate(folders)}
+    source = write_images(tmp_path / "split", files)
+    split = load(DataConfig(source=source, target_split="test", target_count=3))
+    inputs, labels = in_order(split)
+    np.testing.assert_array_equal(inputs[..., 0], images)
+    np.testing.assert_array_equal(labels, [0, 0, 1, 1] * 2)
+    assert set(split.train.ids) == {0, 1, 2, 3}
+    assert set(split.targets.ids) < {4, 5, 6, 7}
+
+
+def test_saved_dataset_is_read_with_its_class_names(tmp_path):
+    features = datasets.Features(
+        vector=datasets.List(datasets.Value("float32"), 2),
+        kind=datasets.ClassLabel(names=["low", "high"]),
+    )
+    data = {"vector": [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], "kind": [0, 1, 1]}
+    datasets.Dataset.from_dict(data, features=features).save_to_disk(str(tmp_path / "saved"))
+    split = load(DataConfig(source=str(tmp_path / "saved"), label="kind"))
+    inputs, labels = in_order(split)
+    np.testing.assert_array_equal(inputs, data["vector"])
+    np.testing.assert_array_equal(labels, [0, 1, 1])
+    assert split.class_names == ("low", "high")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1), (2, 2, 3)])
+def test_saved_uint8_images_stay_uint8(tmp_path, shape):
+    images = random_images(5, *shape)
+    features = datasets.Features(
+        image=datasets.Array3D(shape, "uint8"),
+        weight=datasets.Value("float32"),
+        label=datasets.Value("int64"),
+    )
+    data = {"image": images, "weight": np.zeros(5), "label": np.arange(5)}
+    datasets.Dataset.from_dict(data, features=features).save_to_disk(str(tmp_path / "saved"))
+    inputs, _ = in_order(load(DataConfig(source=str(tmp_path / "saved"))))
+    assert inputs.dtype == np.uint8
+    np.testing.assert_array_equal(inputs, images)
+
+
+def test_column_named_image_is_the_default_input(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", other=[9.0] * 3, image=[1, 2, 3], label=[0] * 3)
+    inputs, _ = in_order(load(DataConfig(source=source)))
+    np.testing.assert_array_equal(inputs, [[1], [2], [3]])
+
+
+def write_fashion(folder):
+    """Four tiny files in the idx format: 6 training and 4 test images of 3x2 pixels."""
+    folder.mkdir(parents=True)
+    content = {}
+    for prefix, count in (("train", 6), ("t10k", 4)):
+        images = random_images(10, 3, 2)[:count] // (1 if prefix == "train" else 2)
+        labels = (np.arange(count) * 3 % 10).astype(np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            path = folder / f"{prefix}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
+        content[prefix] = images, labels
+    return content
+
+
+@pytest.mark.parametrize("inside", ["", "usr/share/datasets/fashion-mnist"])
+def test_fashion_mnist_is_read_from_its_four_files(tmp_path, inside):
+    content = write_fashion(tmp_path / "fashion" / inside)
+    config = DataConfig(
+        source="fashion_mnist",
+        folder=str(tmp_path / "fashion"),
+        target_split="test",
+        target_count=4,
+    )
+    split = load(config)
+    for table, prefix in ((split.train, "train"), (split.targets, "t10k")):
+        images, labels = content[prefix]
+        assert table.examples.inputs.dtype == np.uint8
+        np.testing.assert_array_equal(table.examples.inputs, images[..., None])
+        np.testing.assert_array_equal(table.examples.labels, labels)
+    np.testing.assert_array_equal(split.targets.ids, [6, 7, 8, 9])
+    assert split.class_names == tuple(FASHION_CLASSES)
+    assert len(FASHION_CLASSES) == 10
+
+
+# Splits.
+
+
+def assert_partition(split, total):
+    ids = np.concatenate([split.train.ids, split.targets.ids, split.spare.ids])
+    assert len(ids) == total
+    np.testing.assert_array_equal(np.sort(ids), np.arange(total))
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "targets"),
+    [
+        ({}, 10, 2),
+        ({"target_fraction": 0.5}, 6, 6),
+        ({"target_count": 5}, 7, 5),
+        ({"target_count": 5, "target_fraction": 0.9}, 7, 5),
+        ({"target_count": 3, "train_count": 4}, 4, 3),
+    ],
+)
+def test_split_sizes_follow_counts_and_fraction(rows12, options, train, targets):
+    split = load(DataConfig(source=rows12, **options))
+    assert (len(split.train), len(split.targets)) == (train, targets)
+    assert len(split.spare) == 12 - train - targets
+    assert_partition(split, 12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_row_of_an_id_has_the_content_of_that_row(rows12, seed):
+    split = load(DataConfig(source=rows12, train_count=5, target_count=3, seed=seed))
+    assert_partition(split, 12)
+    for table in (split.train, split.targets, split.spare):
+        np.testing.assert_array_equal(table.examples.inputs[:, 0], table.ids)
+        np.testing.assert_array_equal(table.examples.labels, table.ids % 3)
+        assert (np.diff(table.ids) > 0).all()
+
+
+def test_same_seed_gives_the_same_split(rows12):
+    config = DataConfig(source=rows12, train_count=5, seed=3)
+    first, second = load(config), load(config)
+    for one, other in zip(first[:3], second[:3], strict=True):
+        assert content_hash(one) == content_hash(other)
+
+
+def test_another_seed_gives_another_split():
+    config = DataConfig(source="breast_cancer", train_count=200)
+    first, second = load(config), load(replace(config, seed=1))
+    assert set(first.train.ids) != set(second.train.ids)
+    assert set(first.targets.ids) != set(second.targets.ids)
+
+
+def test_train_count_does_not_change_the_targets(rows12):
+    config = DataConfig(source=rows12)
+    many, few = load(config), load(replace(config, train_count=4))
+    np.testing.assert_array_equal(many.targets.ids, few.targets.ids)
+    assert set(few.train.ids) < set(many.train.ids)
+
+
+def test_draws_are_spread_over_all_rows():
+    split = load(DataConfig(source="digits", target_fraction=0.5))
+    early = (split.targets.ids < 898).mean()
+    assert 0.45 < early < 0.55
+
+
+def test_target_ids_continue_after_the_training_split(two_splits):
+    split = load(DataConfig(source=two_splits, target_split="test", target_fraction=0.5))
+    assert set(split.train.ids) == set(range(10))
+    assert len(split.targets) == 3
+    assert set(split.targets.ids) | set(split.spare.ids) == set(range(10, 16))
+    np.testing.assert_array_equal(split.train.examples.inputs[:, 0], split.train.ids)
+    np.testing.assert_array_equal(split.targets.examples.inputs[:, 0], split.targets.ids + 90)
+    np.testing.assert_array_equal(split.spare.examples.inputs[:, 0], split.spare.ids + 90)
+
+
+def test_training_split_is_train_unless_named(two_splits):
+    assert_partition(load(DataConfig(source=two_splits)), 10)
+    split = load(DataConfig(source=two_splits, train_split="test"))
+    assert_partition(split, 6)
+    np.testing.assert_array_equal(split.train.examples.inputs[:, 0], split.train.ids + 100)
+
+
+def test_splits_may_change_places(two_splits):
+    split = load(DataConfig(source=two_splits, train_split="test", target_split="train"))
+    assert set(split.train.ids) == set(range(6))
+    np.testing.assert_array_equal(split.targets.examples.inputs[:, 0], split.targets.ids - 6)
+
+
+def test_only_split_is_taken_whatever_its_name(tmp_path):
+    data = datasets.Dataset.from_dict({"value": [0, 1, 2], "label": [0, 1, 0]})
+    datasets.DatasetDict({"everything": data}).save_to_disk(str(tmp_path / "one"))
+    assert_partition(load(DataConfig(source=str(tmp_path / "one"))), 3)
+
+
+def test_same_split_for_both_has_no_row_in_both(two_splits):
+    config = DataConfig(source=two_splits, target_split="train", target_count=3)
+    try:
+        split = load(config)
+    except UserError:
+        return  # refusing is as good
+    assert not set(split.train.examples.inputs[:, 0]) & set(split.targets.examples.inputs[:, 0])
+
+
+@pytest.mark.parametrize("text", ["7\n2\n11\n", "  2 \n\n7\n11", "2 7 11"])
+def test_targets_can_be_named_in_a_file(rows12, tmp_path, text):
+    targets = write_ids(tmp_path / "ids.txt", text)
+    split = load(DataConfig(source=rows12, targets=targets, target_fraction=7.0))
+    np.testing.assert_array_equal(split.targets.ids, [2, 7, 11])
+    np.testing.assert_array_equal(split.targets.examples.inputs[:, 0], [2, 7, 11])
+    assert len(split.train) == 9
+    assert_partition(split, 12)
+
+
+def test_named_targets_may_lie_in_both_splits(two_splits, tmp_path):
+    targets = write_ids(tmp_path / "ids.txt", "1\n12\n")
+    split = load(DataConfig(source=two_splits, target_split="test", targets=targets))
+    np.testing.assert_array_equal(split.targets.examples.inputs[:, 0], [1, 102])
+    assert set(split.train.ids) == set(range(10)) - {1}
+    assert set(split.spare.ids) == {10, 11, 13, 14, 15}
+
+
+def test_take_keeps_rows_together(rows12):
+    table = load(DataConfig(source=rows12)).train
+    taken = table.take(np.array([4, 0, 4]))
+    np.testing.assert_array_equal(taken.ids, table.ids[[4, 0, 4]])
+    np.testing.assert_array_equal(taken.examples.inputs[:, 0], taken.ids)
+    np.testing.assert_array_equal(taken.examples.labels, taken.ids % 3)
+
+
+# Content hash.
+
+
+def base_table():
+    return table_of(np.arange(12, dtype=np.float32).reshape(4, 3), [0, 1, 2, 0], [3, 5, 8, 9])
+
+
+def with_input(table, inputs):
+    return Table(Examples(inputs, table.examples.labels), table.ids)
+
+
+def test_content_hash_of_a_copy_is_the_same():
+    table = base_table()
+    strided = np.repeat(table.examples.inputs, 2, axis=1)[:, ::2]
+    assert not strided.flags.c_contiguous
+    assert content_hash(with_input(table, strided)) == content_hash(table)
+    assert content_hash(table.take(np.arange(4))) == content_hash(table)
+
+
+@pytest.mark.parametrize("part", ["inputs", "labels", "ids"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_content_hash_changes_with_any_value(part, place):
+    table, changed = base_table(), base_table()
+    array = changed.ids if part == "ids" else getattr(changed.examples, part)
+    array.reshape(-1)[place] += 1
+    assert content_hash(changed) != content_hash(table)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda inputs: inputs.astype(np.float64),
+        lambda inputs: inputs.view(np.int32),
+        lambda inputs: inputs.reshape(4, 3, 1),
+        lambda inputs: np.asfortranarray(inputs)[::-1],
+    ],
+    ids=["wider", "same bytes", "other shape", "other order"],
+)
+def test_content_hash_changes_with_dtype_shape_and_order(change):
+    table = base_table()
+    changed = with_input(table, change(table.examples.inputs))
+    assert content_hash(changed) != content_hash(table)
+
+
+def test_content_hash_is_a_fixed_function():
+    inputs = np.array([[1.0], [2.0]], np.float32)
+    digest = "c727c809eeac4ea170cf962beb6a2e021a44998430bdbcd9e5fbbe4dd8a9165f"
+    assert content_hash(table_of(inputs, [0, 1], [0, 1])) == digest
+
+
+# Errors: a source that is not there.
+
+
+def test_missing_file_is_named(tmp_path):
+    source = str(tmp_path / "nothing.csv")
+    fails(f'data.source = "{source}" matches no file', source=source)
+
+
+def test_glob_without_a_match_is_named(tmp_path):
+    source = str(tmp_path / "*" / "part_*.parquet")
+    fails(f'data.source = "{source}" matches no file', source=source)
+
+
+def test_existing_file_with_brackets_in_its_name_is_read(tmp_path):
+    path = tmp_path / "data[1].csv"
+    path.write_text("x,label\n0,0\n1,1\n")
+    assert_partition(load(DataConfig(source=str(path), target_count=1)), 2)
+
+
+@pytest.mark.parametrize("source", ["nobody/no_such_data", "no_such_data"])
+def test_unknown_hub_id_names_the_known_sources(source):
+    known = "digits, breast_cancer, fashion_mnist, a .csv, .parquet or .json file, a folder"
+    fails(f'data.source = "{source}" cannot be loaded as one of {known} or a hub id', source=source)
+
+
+def test_empty_folder_is_named(tmp_path):
+    fails(
+        f'data.source = "{tmp_path}" is a folder without images',
+        "Dataset.save_to_disk",
+        "name a data file or fill the folder",
+        source=str(tmp_path),
+    )
+
+
+def test_existing_file_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_text("x,label\n1,0\n2,1\n")
+    fails(f'data.source = "{path}" cannot be loaded', ".csv, .parquet or .json", source=str(path))
+
+
+@pytest.mark.parametrize("name", ["broken.parquet", "broken.json", "broken.csv"])
+def test_broken_file_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("" if name.endswith("csv") else "{not data")
+    fails(f'data.source = "{path}" cannot be loaded', source=str(path))
+
+
+def test_missing_fashion_mnist_prints_the_two_commands(tmp_path):
+    fails(
+        'data.source = "fashion_mnist" finds no train-images-idx3-ubyte.gz',
+        f'data.folder = "{tmp_path}"',
+        "apt-get download dataset-fashion-mnist && ",
+        f"dpkg -x dataset-fashion-mnist*.deb {tmp_path}",
+        source="fashion_mnist",
+        folder=str(tmp_path),
+    )
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="not a Debian system")
+def test_printed_commands_unpack_where_the_loader_looks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_fashion(tmp_path / "package/usr/share/datasets/fashion-mnist")
+    (tmp_path / "package/DEBIAN").mkdir()
+    fields = {
+        "Package": "dataset-fashion-mnist",
+        "Version": "1",
+        "Architecture": "all",
+        "Maintainer": "Nobody <nobody@example.org>",
+        "Description": "tiny",
+    }
+    control = "".join(f"{key}: {value}\n" for key, value in fields.items())
+    (tmp_path / "package/DEBIAN/control").write_text(control)
+    build = ["dpkg-deb", "-b", "package", "dataset-fashion-mnist_1_all.deb"]
+    subprocess.run(build, check=True, capture_output=True)
+
+    config = DataConfig(source="fashion_mnist", target_split="test", target_count=2)
+    with pytest.raises(UserError) as caught:
+        load(config)
+    commands = str(caught.value).split("fetch it on Debian with: ")[1]
+    # The package lies here already, so nothing needs to be fetched.
+    commands = commands.replace("apt-get download dataset-fashion-mnist", "true")
+    done = subprocess.run(commands, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(load(config).train) == 6
+
+
+@pytest.mark.parametrize("name", ["t10k-labels-idx1", "train-labels-idx1", "t10k-images-idx3"])
+@pytest.mark.parametrize("damage", ["missing", "not gzip", "cut short"])
+def test_damaged_fashion_mnist_is_a_user_error(tmp_path, name, damage):
+    folder = tmp_path / "fashion"
+    write_fashion(folder)
+    path = folder / f"{name}-ubyte.gz"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "not gzip":
+        path.write_bytes(b"no gzip file")
+    else:
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
+    fails("data.folder", f"{name}-ubyte.gz", source="fashion_mnist", folder=str(folder))
+
+
+# Errors: a split or column that is not there.
+
+
+def test_missing_label_column_suggests_the_nearest(rows12):
+    fails(
+        'data.label = "labels": the data has no such column (did you mean "label"?)',
+        "it has number, tenfold, label",
+        source=rows12,
+        label="labels",
+    )
+
+
+def test_missing_input_column_suggests_the_nearest(rows12):
+    fails(
+        'data.input = "tenfolds": the data has no such column (did you mean "tenfold"?)',
+        "it has number, tenfold, label",
+        source=rows12,
+        input=("number", "tenfolds"),
+    )
+
+
+def test_far_name_gets_no_suggestion(rows12):
+    message = fails('data.label = "zzz": the data has no such column;', source=rows12, label="zzz")
+    assert "did you mean" not in message
+
+
+def test_nearest_names_the_closest_of_several():
+    assert nearest("labl", ["level", "label", "table"]) == ' (did you mean "label"?)'
+    assert nearest("xyz", ["level", "label"]) == ""
+
+
+def test_long_lists_of_columns_are_cut(tmp_path):
+    columns = {f"c{i:02d}": [i, i] for i in range(20)}
+    source = write_parquet(tmp_path / "a.parquet", **columns)
+    assert fails("it has c00, c01", source=source).endswith("c11, ...")
+
+
+def test_missing_split_suggests_the_nearest(two_splits):
+    fails(
+        'data.train_split = "trian": the data has no such split (did you mean "train"?)',
+        "it has train, test",
+        source=two_splits,
+        train_split="trian",
+    )
+    fails(
+        'data.target_split = "tests": the data has no such split (did you mean "test"?)',
+        source=two_splits,
+        target_split="tests",
+    )
+
+
+def test_several_splits_without_train_must_be_chosen(tmp_path):
+    data = datasets.Dataset.from_dict({"value": [0, 1], "label": [0, 1]})
+    datasets.DatasetDict({"north": data, "south": data}).save_to_disk(str(tmp_path / "two"))
+    fails(
+        'data.train_split = "train": the data has no such split',
+        "it has north, south",
+        source=str(tmp_path / "two"),
+    )
+
+
+def test_splits_with_different_types_are_a_user_error(tmp_path):
+    train = datasets.Dataset.from_dict({"value": [0.0, 1.0], "label": [0, 1]})
+    test = datasets.Dataset.from_dict({"value": ["a", "b"], "label": [0, 1]})
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(tmp_path / "two"))
+    fails("data.target_split", source=str(tmp_path / "two"), target_split="test", target_count=1)
+
+
+def test_data_without_any_input_is_refused(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", label=[0, 1, 0])
+    fails('no column beside the label "label"', "name data.input", source=source)
+
+
+def test_images_without_class_folders_have_no_label(tmp_path):
+    source = write_images(tmp_path / "flat", {f"{i}.png": random_images(3, 3) for i in range(3)})
+    fails('data.label = "label": the data has no such column', "it has image", source=source)
+
+
+# Errors: values that cannot be used. All rows are trained on or targets, so that each is seen.
+
+
+def test_text_column_is_named(tmp_path):
+    source = write_parquet(
+        tmp_path / "a.parquet", x=[1.0, 2.0, 3.0], word=["one", "two", "three"], label=[0, 1, 0]
+    )
+    message = fails('data.input: column "word" is not numbers', source=source)
+    assert any(f"'{word}'" in message for word in ("one", "two", "three"))
+    assert "name the columns of numbers or images with data.input" in message
+
+
+def test_text_with_line_breaks_stays_on_one_line(tmp_path):
+    rows = [{"text": "two\nlines " * 30, "label": 0}] * 3
+    fails('column "text"', r"two\nlines", source=write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+def test_lists_of_different_lengths_are_refused(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", v=[[1.0, 2.0], [3.0]] * 4, label=[0, 1] * 4)
+    fails('data.input: column "v" is not numbers of one shape', source=source)
+
+
+def test_lists_of_another_length_among_the_targets_are_refused(tmp_path):
+    lists = [[1.0, 2.0], [3.0, 4.0], [5.0], [6.0, 7.0]]
+    source = write_parquet(tmp_path / "a.parquet", v=lists, label=[0, 1, 0, 1])
+    targets = write_ids(tmp_path / "ids.txt", "2\n")
+    fails("data.input", '"v"', source=source, targets=targets)
+
+
+def test_list_columns_beside_others_are_refused(tmp_path):
+    source = write_parquet(
+        tmp_path / "a.parquet", v=[[1.0, 2.0]] * 4, x=[1.0] * 4, label=[0, 1] * 2
+    )
+    fails("data.input", source=source)
+
+
+@pytest.mark.parametrize("row", [0, 4, 9])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_input_that_is_not_finite_names_its_row(tmp_path, row, value):
+    x = np.arange(10.0)
+    x[row] = value
+    source = write_parquet(tmp_path / "a.parquet", x=x, y=np.zeros(10), label=[0, 1] * 5)
+    fails(
+        f'data.input: column "x" holds {value} in row {row};',
+        "every input must be a finite number, so fill or drop such rows",
+        source=source,
+    )
+
+
+def test_nan_inside_a_list_names_its_row(tmp_path):
+    lists = [[0.0, 1.0]] * 5 + [[0.0, np.nan]] + [[0.0, 1.0]] * 2
+    source = write_parquet(tmp_path / "a.parquet", v=lists, label=[0, 1] * 4)
+    fails('column "v" holds [0.0, nan] in row 5', source=source)
+
+
+def test_missing_number_names_its_row(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", x=[1, 2, None, 4], y=[0] * 4, label=[0, 1] * 2)
+    fails('data.input: column "x" holds None in row 2', source=source)
+
+
+def test_number_too_large_for_float32_names_its_row(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", x=[1.0, 1e300, 2.0, 3.0], label=[0, 1] * 2)
+    fails('data.input: column "x" holds 1e+300 in row 1', source=source)
+
+
+@pytest.mark.parametrize(
+    ("labels", "row", "seen"),
+    [
+        ([1.5, 0.0, 2.0, 0.0], 0, "1.5"),
+        ([0.0, 1.0, 0.0, 1.0], 0, "0.0"),
+        ([0.0, None, 1.0, 0.0], 0, "0.0"),
+        ([0, -1, 2, 0], 1, "-1"),
+        ([0, 1, None, 0], 2, "None"),
+        ([0, 1, 2**31, 0], 2, "2147483648"),
+        (["cat", "dog", "cat", "dog"], 0, "'cat'"),
+        (["0", "1", "0", "1"], 0, "'0'"),
+        (["a\nb"] * 4, 0, r"'a\nb'"),
+        ([False, True, False, True], 0, "False"),
+        ([[0], [1], [0], [1]], 0, "[0]"),
+    ],
+)
+def test_labels_that_are_not_counted_from_zero_are_refused(tmp_path, labels, row, seen):
+    source = write_parquet(tmp_path / "a.parquet", x=[1, 2, 3, 4], label=labels)
+    # The last row is the only target, so the first bad label is one that is trained on.
+    targets = write_ids(tmp_path / "ids.txt", "3\n")
+    fails(
+        f'data.label = "label" holds {seen} in row {row};',
+        "labels must be integers counted from 0, so number the classes 0, 1, 2, ...",
+        source=source,
+        targets=targets,
+    )
+
+
+def test_bad_label_among_the_targets_is_refused(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", x=[1, 2, 3, 4], label=[0, 1, -7, 0])
+    targets = write_ids(tmp_path / "ids.txt", "2\n")
+    fails('data.label = "label" holds -7 in row 2', source=source, targets=targets)
+
+
+@pytest.mark.parametrize("target", [0, 2])
+def test_images_of_different_sizes_are_refused(tmp_path, target):
+    source = grey_and(random_images(4, 5), tmp_path / "images")
+    targets = write_ids(tmp_path / "ids.txt", f"{target}\n")
+    fails(
+        'data.input = "image": image 2 has shape (4, 5)',
+        "resize all images to one size",
+        source=source,
+        targets=targets,
+    )
+
+
+@pytest.mark.parametrize("target", [0, 2])
+def test_a_colour_image_among_grey_ones_leaves_one_shape(tmp_path, target):
+    source = grey_and(random_images(4, 4, 3), tmp_path / "images")
+    targets = write_ids(tmp_path / "ids.txt", f"{target}\n")
+    try:
+        split = load(DataConfig(source=source, targets=targets))
+    except UserError:
+        return  # refusing is as good
+    assert split.train.examples.inputs.shape[1:] == split.targets.examples.inputs.shape[1:]
+
+
+def test_16_bit_grey_keeps_its_greys(tmp_path):
+    deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    files = {f"{'ab'[i % 2]}/{i}.png": deep for i in range(4)}
+    source = write_images(tmp_path / "deep", files)
+    try:
+        split = load(DataConfig(source=source))
+    except UserError:
+        return  # refusing is as good
+    assert len(np.unique(split.train.examples.inputs)) == 16
+
+
+def test_broken_image_names_its_row(tmp_path):
+    source = grey_and(random_images(4, 4), tmp_path / "images")
+    (tmp_path / "images/a/2.png").write_bytes(b"not an image")
+    fails('data.input = "image"', "image 2", source=source)
+
+
+# Errors: counts and ids.
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"target_fraction": 0.0}, "0 targets asked for of 12 rows"),
+        ({"target_fraction": 0.01}, "0 targets asked for of 12 rows"),
+        ({"target_count": 13}, "13 targets asked for of 12 rows (data.target_count = 13"),
+        ({"target_count": -1}, "-1 targets asked for of 12 rows (data.target_count = -1"),
+    ],
+)
+def test_number_of_targets_must_fit(rows12, options, seen):
+    message = fails(seen, source=rows12, **options)
+    assert "at least one is needed and there can be no more than rows" in message
+
+
+def test_number_of_targets_must_fit_the_target_split(two_splits):
+    fails("7 targets asked for of 6 rows", source=two_splits, target_split="test", target_count=7)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.5, np.nan])
+def test_target_fraction_must_be_a_fraction(rows12, fraction):
+    expected = f"data.target_fraction = {fraction} must lie between 0 and 1"
+    fails(expected, source=rows12, target_fraction=fraction)
+
+
+@pytest.mark.parametrize(
+    ("options", "free"),
+    [
+        ({"train_count": 11}, 10),
+        ({"train_count": -2}, 10),
+        ({"train_count": 10, "target_count": 4}, 8),
+        ({"target_fraction": 1.0}, 0),
+    ],
+)
+def test_number_of_training_examples_must_fit(rows12, options, free):
+    fails(
+        f"data.train_count = {options.get('train_count', 0)}, but {free} rows remain",
+        "lower it or the number of targets",
+        source=rows12,
+        **options,
+    )
+
+
+def test_missing_ids_file_is_named(rows12, tmp_path):
+    path = str(tmp_path / "none.txt")
+    fails(
+        f'data.targets = "{path}" cannot be read: No such file or directory',
+        source=rows12,
+        targets=path,
+    )
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_ids_file_is_refused(rows12, tmp_path, text):
+    path = write_ids(tmp_path / "ids.txt", text)
+    fails(f'data.targets = "{path}" names no id; write one a line', source=rows12, targets=path)
+
+
+@pytest.mark.parametrize("word", ["seven", "12", "-1", "1.5", "1,2", "1" * 30])
+def test_bad_id_is_named(rows12, tmp_path, word):
+    path = write_ids(tmp_path / "ids.txt", f"3\n{word}\n5\n")
+    fails(
+        f'data.targets = "{path}" holds "{word}"; ids are the row numbers 0 to 11',
+        source=rows12,
+        targets=path,
+    )
+
+
+@pytest.mark.parametrize("text", ["3\n5\n3\n", "3\n03\n"])
+def test_duplicate_id_is_refused(rows12, tmp_path, text):
+    path = write_ids(tmp_path / "ids.txt", text)
+    fails(
+        f'data.targets = "{path}" names an id twice; keep one line of each',
+        source=rows12,
+        targets=path,
+    )
+
+
+def test_ids_file_that_is_no_text_is_named(rows12, tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_bytes(b"\xff\xfe3\x00")
+    fails(f'data.targets = "{path}"', source=rows12, targets=str(path))

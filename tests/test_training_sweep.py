@@ -1,0 +1,162 @@
+"""The sweep: equal to a plain loop, and to itself however it is cut, placed or interrupted."""
+
+import jax
+import numpy as np
+import pytest
+
+from datamodels.design import Bernoulli, Listed
+from training.bank import ArmSpec, Status, open_arm
+from training.examples import Examples, fit_normaliser
+from training.models import ModelConfig, build_model
+from training.optim import OptimConfig
+from training.outputs import margin
+from training.parallel import local_layout
+from training.seeds import root_key, training_key
+from training.sweep import Sweeper, Task, sweep
+from training.train import Recipe, make_evaluate, make_train
+
+EXAMPLES, TARGETS, CLASSES = 40, 15, 4
+
+
+def make_task(name="mlp", **optim):
+    rng = np.random.default_rng(0)
+    centres = 60 * rng.standard_normal((CLASSES, 6, 6, 1)) + 128
+
+    def draw(count):
+        labels = rng.integers(0, CLASSES, count).astype(np.int32)
+        noise = 40 * rng.standard_normal((count, 6, 6, 1))
+        return Examples(np.clip(centres[labels] + noise, 0, 255).astype(np.uint8), labels)
+
+    examples, targets = draw(EXAMPLES), draw(TARGETS)
+    optim = OptimConfig(**{"steps": 20, "batch_size": 8, "learning_rate": 0.05, **optim})
+    recipe = Recipe(optim, fit_normaliser(examples.inputs))
+    model = build_model(ModelConfig(name=name, width=8), (6, 6, 1), CLASSES)
+    return Task(recipe, model, examples, targets, margin)
+
+
+def make_spec(design, members=70, unit=32, stream=0):
+    return ArmSpec("main", members, EXAMPLES, TARGETS, unit, 5, stream, design.describe())
+
+
+@pytest.fixture(scope="module")
+def sweeper():
+    return Sweeper(make_task(), local_layout(8, 2))
+
+
+def run_sweep(sweeper, folder, design, spec, on_unit=lambda unit, rows: None):
+    arm = open_arm(folder, spec)
+    sweep(sweeper, arm, design, on_unit)
+    return arm.read()
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn"])
+def test_a_sweep_equals_a_plain_loop_of_single_trainings(name, tmp_path):
+    task, design = make_task(name), Bernoulli(0.5, replicates=2)
+    rows = run_sweep(Sweeper(task, local_layout(4, 2)), tmp_path, design, make_spec(design, 11))
+    root = root_key(5, 0)
+    train = jax.jit(make_train(task.recipe, task.model, task.examples))
+    evaluate = jax.jit(make_evaluate(task.recipe, task.model, task.targets, task.output))
+    for member in range(11):
+        mask = design.masks(root, np.array([member]), EXAMPLES)[0]
+        np.testing.assert_array_equal(rows.masks[member], mask)
+        state = train(training_key(root, member // 2, member % 2), mask)
+        np.testing.assert_allclose(rows.outputs[member], evaluate(state), atol=2e-5)
+
+
+def test_the_bits_do_not_depend_on_the_unit_size(sweeper, tmp_path):
+    design = Bernoulli(0.5)
+    results = [
+        run_sweep(sweeper, tmp_path / str(unit), design, make_spec(design, unit=unit))
+        for unit in (8, 32, 64)
+    ]
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def test_device_counts_agree_within_1e_4(tmp_path):
+    design = Bernoulli(0.5)
+    results = [
+        run_sweep(
+            Sweeper(make_task(), local_layout(8, count)),
+            tmp_path / str(count),
+            design,
+            make_spec(design),
+        )
+        for count in (1, 2, 4)
+    ]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0].masks, other.masks)
+        np.testing.assert_allclose(results[0].outputs, other.outputs, atol=1e-4)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(sweeper, tmp_path):
+    design, spec = Bernoulli(0.5), make_spec(Bernoulli(0.5), unit=16)
+    whole = run_sweep(sweeper, tmp_path / "whole", design, spec)
+
+    def stop_after_two(unit, rows):
+        if unit == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_sweep(sweeper, tmp_path / "cut", design, spec, stop_after_two)
+    arm = open_arm(tmp_path / "cut", spec)
+    assert arm.missing_units() == [2, 3, 4]
+    made = []
+    resumed = run_sweep(sweeper, tmp_path / "cut", design, spec, lambda unit, rows: made.append(unit))
+    assert made == [2, 3, 4]
+    for first, second in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_lost_unit_is_made_again_with_the_same_bits(sweeper, tmp_path):
+    design, spec = Bernoulli(0.5), make_spec(Bernoulli(0.5), unit=16)
+    before = run_sweep(sweeper, tmp_path, design, spec)
+    (tmp_path / "done" / "000001.json").unlink()
+    made = []
+    after = run_sweep(sweeper, tmp_path, design, spec, lambda unit, rows: made.append(unit))
+    assert made == [1]
+    np.testing.assert_array_equal(before.outputs, after.outputs)
+
+
+def test_one_trace_serves_every_unit_arm_and_ragged_end(tmp_path):
+    traces = []
+    task = make_task()
+
+    def counting(logits, labels):
+        traces.append(1)
+        return margin(logits, labels)
+
+    counted = Sweeper(task._replace(output=counting), local_layout(8, 2))
+    for stream, design in enumerate([Bernoulli(0.5), Bernoulli(0.2, replicates=3)]):
+        spec = make_spec(design, members=37, unit=16, stream=stream)
+        run_sweep(counted, tmp_path / str(stream), design, spec)
+    assert len(traces) == 1
+
+
+def test_replicates_share_masks_and_differ_in_outputs(sweeper, tmp_path):
+    design = Bernoulli(0.5, replicates=3)
+    rows = run_sweep(sweeper, tmp_path, design, make_spec(design, 6))
+    np.testing.assert_array_equal(rows.masks[0], rows.masks[2])
+    assert (rows.masks[0] != rows.masks[3]).any()
+    assert np.abs(rows.outputs[0] - rows.outputs[1]).max() > 1e-3
+
+
+def test_members_that_are_not_finite_or_empty_are_marked(tmp_path):
+    task = make_task(learning_rate=1e4, schedule="constant")
+    design = Listed(np.array([[True] * EXAMPLES, [False] * EXAMPLES]), np.array([0, 1]))
+    rows = run_sweep(Sweeper(task, local_layout(2, 1)), tmp_path, design, make_spec(design, 2))
+    assert rows.status.tolist() == [Status.NOT_FINITE, Status.EMPTY_MASK]
+    assert rows.usable.tolist() == [False, True]
+
+
+def test_no_data_moves_between_devices_while_members_train(sweeper):
+    masks = np.ones((20, EXAMPLES), bool)
+    numbers = np.arange(20)
+    sweeper.outputs(root_key(0, 0), masks, numbers, numbers)
+    with jax.transfer_guard_device_to_device("disallow"):
+        sweeper.outputs(root_key(0, 0), masks, numbers, numbers)
