@@ -166,8 +166,8 @@ def _keys() -> list[str]:
 
 
 def _from_tables(tables: dict[str, Any], where: str) -> Config:
-    sections = {section.name: getattr(Config(), section.name) for section in
-                dataclasses.fields(Config)}  # fmt: skip
+    default = Config()
+    sections = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
     values = {}
     for name, table in tables.items():
         if name not in sections:

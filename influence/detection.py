@@ -1,10 +1,17 @@
 """How well a rank finds planted poison. The only place that holds rank and truth together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from influence.counterfactual import Interval
+from training.poison import Attack
+
+ATTACK_WORKED = 0.5
+"""Mean success before cleaning from which an attack counts as having worked."""
 
 INSPECTED = (0.01, 0.05, 0.10)
 """Shares of the examples that a person would inspect."""
@@ -36,13 +43,30 @@ def detection_metrics(
     }
 
 
-def entry(
-    protocol: str,
-    worked: bool,
-    rank: Int[np.ndarray, " n"],
-    planted: Bool[np.ndarray, " n"],
-    other: Bool[np.ndarray, " n"],
+def summary(
+    attacks: Sequence[Attack],
+    scores: dict[str, np.ndarray],
+    success: dict[str, dict[str, Interval]],
 ) -> dict[str, Any]:
-    """One entry of `detection` in audit.json; an attack that failed is not scored."""
-    metrics = detection_metrics(rank, planted, other) if worked else {}
-    return {"protocol": protocol, "attack_worked": worked, **metrics}
+    """The `detection` section of audit.json: each attack in the protocols that may find it.
+
+    Args:
+        attacks: what was planted.
+        scores: the columns of scores.parquet.
+        success: of each attack in each cell of the verification; an attack that failed before
+            anything was removed is not scored.
+    """
+    planted = scores["planted"]
+    entries = {}
+    for attack in attacks:
+        this = planted == attack.name
+        other = (planted != "") & ~this
+        worked = success[attack.name]["before"][0] >= ATTACK_WORKED
+        protocols = {attack.name: "blind"}
+        if attack.incident is not None:
+            protocols = {attack.name: "incident", f"{attack.name}_blind": "blind"}
+        for name, protocol in protocols.items():
+            rank = scores[f"rank_{protocol}"]
+            metrics = detection_metrics(rank, this, other) if worked else {}
+            entries[name] = {"protocol": protocol, "attack_worked": worked, **metrics}
+    return entries

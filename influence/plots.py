@@ -1,6 +1,7 @@
 """The report's plots, as SVG text."""
 
 import io
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +13,9 @@ from influence.counterfactual import Change
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9772b", "#8a8f98"
 
-STYLE = {
+LINES = [(color, line) for line in ("-", "--") for color in (BLUE, ORANGE, "#3d8f5f", "#7d4fa8")]
+
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 9,
@@ -84,9 +87,15 @@ def inspection(
     with mpl.rc_context(STYLE):
         figure = Figure((4.2, 3.4), layout="constrained")
         axes = figure.subplots()
-        for (name, (rank, planted)), style in zip(curves.items(), _styles(), strict=False):
+        for (name, (rank, planted)), (color, line) in zip(curves.items(), LINES, strict=False):
             found = np.cumsum(planted[np.argsort(rank)]) / max(1, planted.sum())
-            axes.plot(np.arange(1, len(rank) + 1) / len(rank), found, label=name, **style)
+            axes.plot(
+                np.arange(1, len(rank) + 1) / len(rank),
+                found,
+                label=name,
+                color=color,
+                linestyle=line,
+            )
         axes.axvline(budget, color=GREY, linewidth=1, linestyle=":")
         axes.set_xlim(0, max(0.2, 2 * budget))
         axes.set_ylim(0, 1.02)
@@ -94,14 +103,6 @@ def inspection(
         axes.set_ylabel("share found")
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)
-
-
-def _styles() -> list[dict[str, str]]:
-    return [
-        {"color": color, "linestyle": line}
-        for line in ("-", "--")
-        for color in (BLUE, ORANGE, "#3d8f5f", "#7d4fa8")
-    ]
 
 
 def _svg(figure: Figure) -> str:

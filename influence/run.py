@@ -151,10 +151,10 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
     """Nested tables as dotted names."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {
-        name: leaf for key, inner in value.items() for name, leaf in
-        _flat(f"{prefix}.{key}", inner).items()
-    }  # fmt: skip
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items():
+        leaves |= _flat(f"{prefix}.{key}", inner)
+    return leaves
 
 
 def _shown(value: Any) -> str:

@@ -224,26 +224,30 @@ def test_the_value_that_is_not_finite_is_named(value):
 
 
 @pytest.mark.parametrize(
-    ("members", "share", "fitted", "held"),
-    [(3, 0.5, 1, 2), (5, 0.2, 4, 1), (20, 0.0, 20, 0), (20, 1.0, 0, 20)],
+    ("members", "share"), [(3, 0.5), (0, 0.5), (20, 0.0), (20, 1.0), (20, -0.5), (20, np.nan)]
 )
-def test_too_few_rows_are_counted(members, share, fitted, held):
+def test_too_few_rows_and_shares_that_are_none_are_named(members, share):
     masks, outputs, *_ = sparse_bank(15, members=members)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=rf"^{members} rows and validation_share = {share};"):
         fit(masks, outputs, validation_share=share)
-    message = str(error.value)
-    assert message.startswith(f"{members} rows with validation_share = {share} ")
-    assert f"leave {fitted} rows to fit and {held} to validate" in message
 
 
-def test_two_rows_on_each_side_are_enough():
-    masks, outputs, *_ = sparse_bank(16, members=4)
-    model = fit(masks, outputs, validation_share=0.5)
-    assert np.isfinite(model.weights).all()
+@pytest.mark.parametrize(("share", "held"), [(0.01, 2), (0.99, 18), (0.5, 10)])
+def test_at_least_two_rows_are_held_and_two_fitted(share, held):
+    masks = np.arange(20)[:, None] % 2 == 0
+    outputs = 2.0 * masks + np.random.default_rng(16).standard_normal((20, 3))
+    validation_r2 = fit(masks, outputs, validation_share=share).diagnostics.validation_r2
+    _, expected = choose_lam_by_sklearn(masks, outputs, held, LAM_FRACTIONS)
+    np.testing.assert_allclose(validation_r2, expected, atol=0.02)
+
+
+def test_four_rows_are_enough():
+    masks, outputs, *_ = sparse_bank(17, members=4)
+    assert np.isfinite(fit(masks, outputs).weights).all()
 
 
 def test_a_datamodel_is_a_pytree_of_its_arrays():
-    masks, outputs, *_ = sparse_bank(17, members=60)
+    masks, outputs, *_ = sparse_bank(18, members=60)
     model = fit(masks, outputs)
     doubled = jax.tree.map(lambda array: 2 * array, model)
     assert isinstance(doubled, AdditiveDatamodel)
@@ -254,7 +258,7 @@ def test_a_datamodel_is_a_pytree_of_its_arrays():
 
 
 def test_a_datamodel_is_frozen():
-    masks, outputs, *_ = sparse_bank(18, members=60)
+    masks, outputs, *_ = sparse_bank(19, members=60)
     model = fit(masks, outputs)
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.weights = np.zeros_like(model.weights)

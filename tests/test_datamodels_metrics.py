@@ -104,6 +104,15 @@ def test_lds_of_a_constant_is_zero(dtype):
     np.testing.assert_allclose(lds(constant, constant), [0, 1])
 
 
+def test_scores_of_outputs_that_are_nan_are_nan():
+    actual = np.arange(20.0).reshape(10, 2)
+    missing = actual.copy()
+    missing[3, 0] = np.nan
+    for score in (r2, lds):
+        np.testing.assert_allclose(score(missing, actual), [np.nan, 1])
+        np.testing.assert_allclose(score(actual, missing), [np.nan, 1])
+
+
 @given(
     predicted=WHOLE,
     actual=WHOLE,

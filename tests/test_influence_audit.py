@@ -11,11 +11,14 @@ from influence import attribution, counterfactual
 from influence.audit import Scores, best_rank, flag, score, suspect
 from influence.config import FitConfig
 from influence.counterfactual import CELLS
-from influence.detection import detection_metrics, entry
+from influence.detection import detection_metrics
+from influence.detection import summary as detection_summary
 from influence.experiment import Targets
 from training.bank import Rows, Status
+from training.data import Table
 from training.errors import UserError
 from training.examples import Examples
+from training.poison import Attack
 
 
 @given(seed=st.integers(0, 1000))
@@ -101,10 +104,25 @@ def test_detection_metrics_equal_scikit_learn_on_this_attack_and_clean_examples(
     assert metrics["precision_at_k"] == pytest.approx(planted[kept][order[:10]].mean())
 
 
-def test_an_attack_that_failed_is_never_scored():
-    planted = np.arange(20) < 3
-    failed = entry("blind", False, np.arange(20) + 1, planted, np.zeros(20, bool))
-    assert failed == {"protocol": "blind", "attack_worked": False}
+@pytest.mark.parametrize(("before", "scored"), [(0.49, False), (0.5, True)])
+def test_an_attack_that_failed_is_never_scored(before, scored):
+    planted = np.array(["backdoor"] * 3 + [""] * 17, dtype=object)
+    scores = {
+        "planted": planted,
+        "rank_blind": np.arange(20) + 1,
+        "rank_incident": 20 - np.arange(20),
+    }
+    blank = Examples(np.zeros((3, 2), np.float32), np.zeros(3, np.int32))
+    incident = Table(blank, np.arange(3))
+    attack = Attack("backdoor", np.arange(3), np.zeros(3, np.int32), blank, incident)
+    found = detection_summary([attack], scores, {"backdoor": {"before": (before, 0.0, 1.0)}})
+    assert {name: "auroc" in entry for name, entry in found.items()} == {
+        "backdoor": scored,
+        "backdoor_blind": scored,
+    }
+    if scored:
+        assert found["backdoor_blind"]["auroc"] == 1.0
+        assert found["backdoor"]["auroc"] == 0.0
 
 
 def test_the_plan_pairs_the_cells_seed_by_seed():

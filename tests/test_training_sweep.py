@@ -107,7 +107,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(sweeper, tmp_path):
     arm = open_arm(tmp_path / "cut", spec)
     assert arm.missing_units() == [2, 3, 4]
     made = []
-    resumed = run_sweep(sweeper, tmp_path / "cut", design, spec, lambda unit, rows: made.append(unit))
+    resumed = run_sweep(
+        sweeper, tmp_path / "cut", design, spec, lambda unit, rows: made.append(unit)
+    )
     assert made == [2, 3, 4]
     for first, second in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(first, second)

@@ -262,9 +262,9 @@ def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, 
     finite = np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
     if not finite.all():
         first = int(np.argmin(finite))
-        row = column[first]
+        seen = column[first][~np.isfinite(column[first])].flat[0]
         raise UserError(
-            f'data.input: column "{name}" holds {row[~np.isfinite(row)].flat[0]} in row {ids[first]}; '
+            f'data.input: column "{name}" holds {seen} in row {ids[first]}; '
             f"every input must be a finite number, so fill or drop such rows"
         )
     return column

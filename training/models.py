@@ -188,13 +188,13 @@ def _as_functions(
         return parameters, rest
 
     def apply_train(parameters: PyTree, rest: PyTree, inputs: Inputs) -> tuple[Logits, PyTree]:
-        module: Any = nnx.merge(graph_train, parameters, rest)
+        module: Any = nnx.merge(graph_train, parameters, rest, copy=True)
         logits = module(inputs)
         _, _, rest = nnx.split(module, nnx.Param, ...)
         return logits, rest
 
     def apply(parameters: PyTree, rest: PyTree, inputs: Inputs) -> Logits:
-        module: Any = nnx.merge(graph_eval, parameters, rest)
+        module: Any = nnx.merge(graph_eval, parameters, rest, copy=True)
         return module(inputs)
 
     return Model(init, apply_train, apply, classes, source)

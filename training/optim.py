@@ -6,7 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def make_schedule(config: OptimConfig) -> optax.Schedule:
         case "one_cycle":
             schedule = optax.cosine_onecycle_schedule(config.steps, config.learning_rate)
 
-    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+    def rate(step: ArrayLike) -> Float[Array, ""]:
         # optax's schedules add integers, booleans and floats: allowed here, and only here.
         with jax.numpy_dtype_promotion("standard"):
             return jnp.asarray(schedule(step), jnp.float32)

@@ -1,0 +1,55 @@
+"""The arms of a run's bank: their designs, and what every member of them does."""
+
+from datamodels.design import Bernoulli
+from influence.config import Config
+from influence.experiment import Experiment
+from influence.run import Run
+from training.bank import ArmSpec, Rows, open_arm
+from training.sweep import Task
+
+
+def designs(config: Config) -> dict[str, Bernoulli]:
+    """The design of each arm, by the arm's name."""
+    sweep = config.sweep
+    return {
+        "main": Bernoulli(sweep.alpha),
+        "replicates": Bernoulli(sweep.alpha, sweep.replicate_seeds),
+    }
+
+
+def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
+    """What each arm holds, by the arm's name."""
+    sweep = experiment.config.sweep
+    members = {"main": sweep.members, "replicates": sweep.replicate_masks * sweep.replicate_seeds}
+    return {
+        name: ArmSpec(
+            name=name,
+            members=members[name],
+            groups=len(experiment.train),
+            targets=len(experiment.targets),
+            unit=sweep.unit,
+            seed=sweep.seed,
+            stream=stream,
+            design=design.describe(),
+        )
+        for stream, (name, design) in enumerate(designs(experiment.config).items())
+    }
+
+
+def main_task(experiment: Experiment) -> Task:
+    """What every member of the sweep does."""
+    return Task(
+        experiment.recipe,
+        experiment.model,
+        experiment.train.examples,
+        experiment.targets.examples,
+        experiment.output,
+    )
+
+
+def read_arms(run: Run, experiment: Experiment) -> tuple[Rows, Rows]:
+    """The members of (the main arm, the replicates), each unit checked."""
+    specs = arm_specs(experiment)
+    run.require(run.bank, "sweep")
+    main, replicates = (open_arm(run.bank / name, specs[name]).read() for name in specs)
+    return main, replicates

@@ -1,0 +1,110 @@
+"""Every shell command in README and docs runs as it stands, only smaller."""
+
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = [
+    "--data.train-count", "100", "--data.target-count", "20", "--sweep.members", "40",
+    "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2", "--optim.steps", "20",
+    "--fit.held-out", "10", "--audit.seeds", "2", "--poison.label-flip-fraction", "0.1",
+    "--poison.backdoor-fraction", "0.0",
+]  # fmt: skip
+
+
+def blocks(language):
+    """Every fenced block of a language, as (page, text)."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(page.name, text) for page in PAGES for text in pattern.findall(page.read_text())]
+
+
+def write_idx(path, array):
+    sizes = np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()))
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder as the commands expect it: the checkout's, with data of the user's own."""
+    for name in ("configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 200), ("t10k", 80)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
+    rows = [f"{rng.normal():.3f},{rng.normal():.3f},{i % 2}" for i in range(150)]
+    (tmp_path / "mine.csv").write_text("\n".join(["a,b,kind", *rows]))
+    toml = next(text for _, text in blocks("toml") if text.startswith("# mine.toml"))
+    (tmp_path / "mine.toml").write_text(toml)
+    return tmp_path
+
+
+def run(command, folder, extra=()):
+    words = shlex.split(command)
+    settings = {}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        settings[name] = value
+    assert words[0] == "accomplice", command
+    words = [sys.executable, "-m", "influence.cli", *words[1:], *extra]
+    environment = {**os.environ, **settings, "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("sh"))
+def test_commands_of_the_docs_run(page, block, workplace):
+    for command in block.strip().splitlines():
+        assert run(command, workplace, SMALL)
+
+
+def test_make_is_all_a_newcomer_types():
+    text = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)$", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_python_of_the_readme_runs():
+    rng = np.random.default_rng(0)
+    masks = rng.random((50, 5)) < 0.5
+    names = {"masks": masks, "outputs": masks @ rng.standard_normal((5, 2))}
+    ((_, code),) = [block for block in blocks("python") if "import datamodels" in block[1]]
+    exec(code, names)
+    assert names["model"].weights.shape == (5, 2)
+
+
+def test_examples_run(workplace):
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+
+    def example(*words):
+        return subprocess.run(
+            [sys.executable, *words], cwd=workplace, env=environment, capture_output=True,
+            text=True, check=True,
+        ).stdout  # fmt: skip
+
+    assert "certified" in example("examples/own_bank.py")
+    run("accomplice run configs/smoke.toml", workplace)
+    assert "20 of 200 examples flagged" in example("examples/read_a_run.py", "runs/smoke")
