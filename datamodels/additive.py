@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from datamodels.metrics import r2
 from datamodels.solver import largest_lam, moments, solve, step_size
 
 LAM_FRACTIONS = np.geomspace(1.0, 0.03, 16)
@@ -73,8 +74,17 @@ def fit(
         )
     if masks.dtype != np.bool_:
         raise ValueError(f"masks must be bool (True = kept), got {masks.dtype}")
-    if not np.isfinite(outputs).all():
-        raise ValueError("outputs hold values that are not finite; leave such members out")
+    finite = np.isfinite(outputs)
+    if not finite.all():
+        row, target = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"outputs hold {outputs[row, target]} in row {row}, target {target}; leave members "
+            f"that are not finite out"
+        )
+    if masks.shape[1] == 0 or outputs.shape[1] == 0:
+        raise ValueError(
+            f"masks {masks.shape} and outputs {outputs.shape} need at least one group and target"
+        )
     if len(masks) < 4 or not 0 < validation_share < 1:
         raise ValueError(
             f"{len(masks)} rows and validation_share = {validation_share}; at least 4 rows and a "
@@ -97,7 +107,6 @@ def _choose(
     problem = moments(masks[:-held], outputs[:-held])
     unseen = masks[-held:] - problem.mean_mask.astype(np.float32)
     actual = outputs[-held:] - problem.mean_output.astype(np.float32)
-    total = np.square(actual).sum(0)
     step, top = step_size(problem.gram), largest_lam(problem)
     best_error = np.full(outputs.shape[1], np.inf)
     best_fraction = np.ones(outputs.shape[1])
@@ -112,4 +121,4 @@ def _choose(
         best_error = np.where(better, error, best_error)
         best_fraction = np.where(better, fraction, best_fraction)
         best_weights = np.where(better, weights, best_weights)
-    return best_fraction, best_weights, 1 - best_error / np.maximum(total, 1e-30)
+    return best_fraction, best_weights, r2(unseen @ best_weights, actual)

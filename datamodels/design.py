@@ -94,6 +94,7 @@ class Listed:
 
     def describe(self) -> dict[str, Any]:
         """What a bank records of the design."""
-        digest = hashlib.sha256(np.packbits(self.listed, axis=1).tobytes())
+        digest = hashlib.sha256(str(self.listed.shape).encode())
+        digest.update(np.packbits(self.listed, axis=1).tobytes())
         digest.update(self.row_numbers.astype("<i8").tobytes())
         return {"kind": "listed", "sha256": digest.hexdigest()}

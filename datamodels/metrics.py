@@ -1,7 +1,7 @@
 """How good a datamodel is, beside how good it could be."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 Outputs = Float[np.ndarray, "k t"]
@@ -10,22 +10,23 @@ PerTarget = Float[np.ndarray, " t"]
 
 def r2(predicted: Outputs, actual: Outputs) -> PerTarget:
     """Share of the variance over masks that is predicted, per target; NaN where there is none."""
-    total = np.square(actual - actual.mean(0)).sum(0, dtype=np.float64)
-    error = np.square(actual - predicted).sum(0, dtype=np.float64)
-    return 1 - error / np.where(total > 0, total, np.nan)
+    actual = actual.astype(np.float64)
+    total = np.square(actual - actual.mean(0)).sum(0)
+    error = np.square(actual - predicted).sum(0)
+    return 1 - error / np.where(_is_constant(actual), np.nan, total)
 
 
 def lds(predicted: Outputs, actual: Outputs) -> PerTarget:
     """Linear datamodeling score (Park et al. 2023, definition 2.3), per target.
 
     Spearman correlation of predicted and actual outputs over held-out masks; 0 where one of the
-    two is constant, since a constant ranks nothing.
+    two is constant, since a constant ranks nothing; NaN where a value is NaN.
     """
     ranks_predicted = _centred_ranks(predicted)
     ranks_actual = _centred_ranks(actual)
     scale = np.sqrt(np.square(ranks_predicted).sum(0) * np.square(ranks_actual).sum(0))
     product = (ranks_predicted * ranks_actual).sum(0)
-    return np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
+    return np.divide(product, scale, out=np.zeros_like(product), where=scale != 0)
 
 
 def _centred_ranks(values: Outputs) -> Float[np.ndarray, "k t"]:
@@ -38,9 +39,15 @@ def noise_variance(replicates: Float[np.ndarray, "r s t"]) -> PerTarget:
 
     Args:
         replicates: outputs of r masks, each retrained with s >= 2 seeds. A NaN is a member
-            left out.
+            left out; a mask with fewer than 2 members left says nothing.
     """
-    return np.nanmean(np.nanvar(replicates, axis=1, ddof=1, dtype=np.float64), axis=0)
+    count = np.isfinite(replicates).sum(1, keepdims=True)
+    several = np.where(count >= 2, replicates.astype(np.float64), np.nan)
+    mean = np.nansum(several, 1, keepdims=True) / np.maximum(count, 1)
+    freedom = np.maximum(count[:, 0] - 1, 1)
+    variance = np.nansum(np.square(several - mean), 1) / freedom
+    known = (count[:, 0] >= 2).sum(0)
+    return np.where(count[:, 0] >= 2, variance, 0).sum(0) / np.where(known > 0, known, np.nan)
 
 
 def ceiling(outputs: Outputs, replicates: Float[np.ndarray, "r s t"]) -> PerTarget:
@@ -54,4 +61,9 @@ def ceiling(outputs: Outputs, replicates: Float[np.ndarray, "r s t"]) -> PerTarg
         replicates: as in `noise_variance`, of the same design.
     """
     total = outputs.var(0, ddof=1, dtype=np.float64)
-    return 1 - noise_variance(replicates) / np.where(total > 0, total, np.nan)
+    return 1 - noise_variance(replicates) / np.where(_is_constant(outputs), np.nan, total)
+
+
+def _is_constant(outputs: Outputs) -> Bool[np.ndarray, " t"]:
+    """Targets without any variation; a computed variance would be rounding noise above 0."""
+    return (outputs == outputs[:1]).all(0)

@@ -62,7 +62,9 @@ def moments(masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "m t"]) -
     mean_mask = masks.mean(0, dtype=np.float64)
     mean_output = outputs.mean(0, dtype=np.float64)
     centred_masks = masks - mean_mask
-    centred_outputs = outputs - mean_output
+    # Of a constant output rounding would leave noise that the solver takes for a signal.
+    constant = (outputs == outputs[0]).all(0)
+    centred_outputs = np.where(constant, 0, outputs - mean_output)
     return Moments(
         centred_masks.T @ centred_masks / count,
         centred_masks.T @ centred_outputs / count,
@@ -79,8 +81,10 @@ def largest_lam(problem: Moments) -> Float[np.ndarray, " t"]:
 
 def step_size(gram: Float[np.ndarray, "g g"]) -> float:
     """One over the largest eigenvalue of the Gram matrix, with 1 % of margin."""
+    if not gram.any():  # no mask ever varies: any step will do
+        return 1.0
     if len(gram) < 3:  # too small for Lanczos
-        return 1 / (1.01 * max(float(np.linalg.eigvalsh(gram)[-1]), 1e-12))
+        return 1 / (1.01 * float(np.linalg.eigvalsh(gram)[-1]))
     start = np.random.default_rng(0).standard_normal(len(gram))
     largest = eigsh(
         gram,
@@ -89,18 +93,18 @@ def step_size(gram: Float[np.ndarray, "g g"]) -> float:
         tol=1e-3,  # pyright: ignore[reportArgumentType]  (scipy declares int)
         return_eigenvectors=False,
     )[0]
-    return 1 / (1.01 * max(float(largest), 1e-12))
+    return 1 / (1.01 * float(largest))
 
 
 def relative_gap(
     weights: Float[np.ndarray, "g t"], problem: Moments, lam: Float[np.ndarray, " t"]
 ) -> Float[np.ndarray, " t"]:
     """The certificate: relative duality gap of each target, evaluated in float64."""
-    weights = weights.astype(np.float64)
-    product = problem.gram @ weights
-    return np.asarray(
-        _gap(np, weights, product, problem.correlation, problem.energy, lam)  # float64 throughout
-    )
+    unit = _unit(problem)
+    scaled = weights.astype(np.float64) / unit
+    product = problem.gram @ scaled
+    correlation, energy = problem.correlation / unit, problem.energy / unit**2
+    return np.asarray(_gap(np, scaled, product, correlation, energy, lam / unit))
 
 
 def solve(
@@ -125,23 +129,30 @@ def solve(
     step = step_size(problem.gram) if step is None else step
     if start is None:
         start = np.zeros(problem.correlation.shape, np.float32)
-    weights, iterations = _iterate(
+    unit = _unit(problem)
+    scaled, iterations = _iterate(
         jnp.asarray(problem.gram, jnp.float32),
-        jnp.asarray(problem.correlation, jnp.float32),
-        jnp.asarray(problem.energy, jnp.float32),
-        jnp.asarray(lam, jnp.float32),
-        jnp.asarray(start, jnp.float32),
+        jnp.asarray(problem.correlation / unit, jnp.float32),
+        jnp.asarray(problem.energy / unit**2, jnp.float32),
+        jnp.asarray(lam / unit, jnp.float32),
+        jnp.asarray(start / unit, jnp.float32),
         jnp.float32(step),
         jnp.float32(tolerance),
         max_iterations,
     )
-    weights = np.asarray(weights)
+    weights = (np.asarray(scaled) * unit).astype(np.float32)
     return Solution(weights, relative_gap(weights, problem, lam), int(iterations))
+
+
+def _unit(problem: Moments) -> Float[np.ndarray, " t"]:
+    """The standard deviation of each target: in this unit float32 neither over- nor underflows."""
+    return np.sqrt(np.where(problem.energy > 0, problem.energy, 1))
 
 
 def _gap(np_or_jnp, weights, product, correlation, energy, lam):  # noqa: ANN001, ANN202
     """Relative duality gap; the same formula in numpy (float64) and in JAX (float32).
 
+    Outputs are scaled to unit energy, or 0 when constant, so that the floors below are harmless.
     With the residual r = y - Z w, the dual point is s r / m, where s <= 1 makes it feasible.
     """
     xp = np_or_jnp

@@ -80,7 +80,7 @@ def choose_lam_by_sklearn(masks, outputs, held, fractions):
     seen, unseen = slice(None, len(masks) - held), slice(len(masks) - held, None)
     top = largest_lam_by_loop(masks[seen], outputs[seen])
     centre = outputs[seen].mean(0)
-    total = np.square(outputs[unseen] - centre).sum(0)
+    total = np.square(outputs[unseen] - outputs[unseen].mean(0)).sum(0)
     errors = []
     for fraction in fractions:
         weights, intercepts = lasso_by_sklearn(masks[seen], outputs[seen], fraction * top)
