@@ -1,5 +1,6 @@
 """The command line: `accomplice COMMAND ...`."""
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"accomplice: {error}")
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
-        again = " ".join(["accomplice", *words])
+        again = shlex.join(["accomplice", *words])
         say(f"Interrupted; every finished unit is kept. To go on: {again}")
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from influence.config import Config
 from training.data import Table, content_hash, load
 from training.errors import UserError
-from training.examples import Examples, fit_normaliser
+from training.examples import Examples, concatenate, fit_normaliser
 from training.models import Model, build_model, module_source
 from training.outputs import BUILTIN, OutputFunction, output_function
 from training.poison import Attack, plant
@@ -71,13 +72,15 @@ def prepare(config: Config) -> Experiment:
         UserError: anything in the data or the config that does not fit.
     """
     split = load(config.data)
-    labels = np.concatenate([np.asarray(table.examples.labels) for table in split[:3]])
+    labels = np.concatenate(
+        [np.asarray(table.examples.labels) for table in (split.train, split.targets, split.spare)]
+    )
     classes = _classes(config, labels)
     train, attacks = plant(config.poison, split, classes)
     model = build_model(config.model, train.examples.inputs.shape[1:], classes)
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
     names = split.class_names or tuple(str(label) for label in range(classes))
-    incident = next((attack.incident for attack in attacks if attack.incident), None)
+    incident = next((attack.incident for attack in attacks if attack.incident is not None), None)
     return Experiment(
         config,
         train,
@@ -108,9 +111,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         },
         "output": {
             "name": output,
-            "source": ""
-            if output in BUILTIN
-            else _short_hash(module_source(experiment.output).encode()),
+            "source": "" if output in BUILTIN else _short_hash(module_source(output).encode()),
         },
         "numerics": {
             "version": NUMERICS_VERSION,
@@ -129,7 +130,7 @@ def _short_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _classes(config: Config, labels: np.ndarray) -> int:
+def _classes(config: Config, labels: Int[np.ndarray, " n"]) -> int:
     largest = int(labels.max())
     classes = config.model.classes or largest + 1
     if classes < 2 or largest >= classes:
@@ -142,12 +143,13 @@ def _classes(config: Config, labels: np.ndarray) -> int:
 
 
 def _targets(train: Table, clean: Table, incident: Table | None) -> Targets:
-    blocks = {"train": train, "clean": clean, **({"incident": incident} if incident else {})}
+    blocks = {
+        "train": train,
+        "clean": clean,
+        **({} if incident is None else {"incident": incident}),
+    }
     ends = np.cumsum([len(table) for table in blocks.values()])
-    examples = Examples(
-        np.concatenate([np.asarray(table.examples.inputs) for table in blocks.values()]),
-        np.concatenate([np.asarray(table.examples.labels) for table in blocks.values()]),
-    )
+    examples = concatenate([table.examples for table in blocks.values()])
     ids = tuple(f"{kind}:{number}" for kind, table in blocks.items() for number in table.ids)
     return Targets(
         examples,

@@ -13,7 +13,7 @@ from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
 from influence.run import Run
 from training.bank import Arm, ArmSpec, open_arm
-from training.examples import Examples
+from training.examples import Examples, concatenate
 from training.outputs import both, lead
 from training.sweep import Task
 
@@ -33,17 +33,13 @@ def _blocks(experiment: Experiment) -> dict[str, Examples]:
     """The inputs that verification evaluates, by name."""
     targets = experiment.targets
     blocks = {"clean": targets.clean, "incident": targets.incident}
-    inputs = {
-        name: Examples(*(part[block] for part in targets.examples))
-        for name, block in blocks.items()
-    }
+    inputs = {name: targets.examples.take(block) for name, block in blocks.items()}
     return inputs | {f"trial:{attack.name}": attack.trial for attack in experiment.attacks}
 
 
 def task(experiment: Experiment) -> Task:
     """What every member of the verification does: it reports the run's output and the lead."""
-    parts = zip(*_blocks(experiment).values(), strict=True)
-    examples = Examples(*(np.concatenate(part) for part in parts))
+    examples = concatenate(list(_blocks(experiment).values()))
     return main_task(experiment)._replace(targets=examples, output=both(experiment.output, lead))
 
 

@@ -79,7 +79,6 @@ def choose_lam_by_sklearn(masks, outputs, held, fractions):
     """Per target: the share of the largest lam with the least error on the last rows, its R2."""
     seen, unseen = slice(None, len(masks) - held), slice(len(masks) - held, None)
     top = largest_lam_by_loop(masks[seen], outputs[seen])
-    centre = outputs[seen].mean(0)
     total = np.square(outputs[unseen] - outputs[unseen].mean(0)).sum(0)
     errors = []
     for fraction in fractions:

@@ -38,7 +38,7 @@ def workplace(tmp_path):
     for name in ("configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
-    folder = tmp_path / "data" / "fashion-mnist"
+    folder = tmp_path / "fashion-mnist"
     folder.mkdir(parents=True)
     for split, count in (("train", 200), ("t10k", 80)):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)

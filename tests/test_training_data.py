@@ -23,7 +23,9 @@ def everything(split):
     return {
         int(row): (values, int(label))
         for table in (split.train, split.targets, split.spare)
-        for row, values, label in zip(table.ids, *table.examples, strict=True)
+        for row, values, label in zip(
+            table.ids, table.examples.inputs, table.examples.labels, strict=True
+        )
     }
 
 

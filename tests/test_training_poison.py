@@ -112,7 +112,7 @@ def test_recorded_truth_is_exactly_what_changed(seed):
 def test_attacks_leave_the_source_arrays_alone(seed):
     split = make_split()
     for part in split[:3]:
-        for array in (*part.examples, part.ids):
+        for array in (part.examples.inputs, part.examples.labels, part.ids):
             array.setflags(write=False)
     plant(with_seed(EVERYTHING, seed), split, CLASSES)
     for part, fresh in zip(split[:3], SPLIT[:3], strict=True):

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import NamedTuple
 
 import datasets
 import numpy as np
-from jaxtyping import Int, Int32, Int64, Num
+import PIL.Image
+from jaxtyping import Float32, Int, Int32, Int64, Num, UInt8
 
-from training.errors import UserError
+from training.errors import UserError, reason
 from training.examples import Examples
 from training.sources import Splits, load_source
+
+SPARE_ROWS = 1000
+"""Unused rows that are loaded all the same, as inputs to try attacks on."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class DataConfig:
     source: str = "digits"
     """digits, breast_cancer, fashion_mnist, a .parquet/.csv/.json file or glob, a folder of
     images or of a saved dataset, or a hub id."""
-    folder: str = "data/fashion-mnist"
+    folder: str = "fashion-mnist"
     """Folder of the four Fashion-MNIST files; not read for other sources."""
     input: tuple[str, ...] = ()
     """Input column(s); none given: the column "image", or else every column but the label."""
@@ -45,7 +50,8 @@ class DataConfig:
     """Decides the random draws of training examples and targets."""
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Table:
     """Examples with their stable ids: rows of the loaded data set (its splits in order)."""
 
     examples: Examples
@@ -56,15 +62,11 @@ class Table(NamedTuple):
 
     def take(self, positions: Int[np.ndarray, " k"]) -> "Table":
         """The rows at `positions`."""
-        inputs, labels = self.examples
-        return Table(
-            Examples(np.asarray(inputs)[positions], np.asarray(labels)[positions]),
-            self.ids[positions],
-        )
+        return Table(self.examples.take(positions), self.ids[positions])
 
 
 class Split(NamedTuple):
-    """What a run reads: training examples, clean targets, and what neither uses."""
+    """What a run reads: training examples, clean targets, and up to 1,000 rows of neither."""
 
     train: Table
     targets: Table
@@ -82,15 +84,19 @@ def load(config: DataConfig) -> Split:
     splits = load_source(config.source, config.folder)
     train_name = _train_split(config, splits)
     dataset = splits[train_name]
-    boundary = len(dataset)
+    boundary = None
     if config.target_split:
         _check_name("data.target_split", config.target_split, list(splits), "split")
-        dataset = datasets.concatenate_datasets([dataset, splits[config.target_split]])
+    if config.target_split not in ("", train_name):
+        boundary = len(dataset)
+        dataset = _append(dataset, splits[config.target_split])
     _check_name("data.label", config.label, dataset.column_names, "column")
     columns = _input_columns(config, dataset)
+    parts = _split_rows(config, len(dataset), boundary)
+    table = _table(dataset, columns, config.label, np.concatenate(parts))
+    ends = np.cumsum([0, *map(len, parts)])
     train, targets, spare = (
-        _table(dataset, columns, config.label, rows)
-        for rows in _split_rows(config, len(dataset), boundary)
+        table.take(np.arange(start, end)) for start, end in itertools.pairwise(ends)
     )
     return Split(train, targets, spare, _class_names(dataset, config.label))
 
@@ -98,7 +104,7 @@ def load(config: DataConfig) -> Split:
 def content_hash(table: Table) -> str:
     """SHA-256 of ids, labels and inputs: their bytes, dtypes and shapes."""
     digest = hashlib.sha256()
-    for array in (table.ids, *table.examples):
+    for array in (table.ids, table.examples.inputs, table.examples.labels):
         array = np.ascontiguousarray(array)
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.tobytes())
@@ -130,14 +136,27 @@ def _train_split(config: DataConfig, splits: Splits) -> str:
     return "train"
 
 
+def _append(dataset: datasets.Dataset, targets: datasets.Dataset) -> datasets.Dataset:
+    try:
+        return datasets.concatenate_datasets([dataset, targets])
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the training and the target split differ in their columns ({reason(error)}); "
+            f"give both the same columns and types"
+        ) from error
+
+
 def _split_rows(
-    config: DataConfig, rows: int, boundary: int
+    config: DataConfig, rows: int, boundary: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorted row numbers of (training examples, targets, the rest)."""
+    """Sorted row numbers of (training examples, targets, some of the rest).
+
+    From row `boundary` on, rows belong to a target split of their own.
+    """
     shuffle = np.random.default_rng([config.seed, 0]).permutation(rows)
     # Targets come from the end and training examples from the beginning of one random order, so
     # that asking for more targets leaves the training examples as they are.
-    pool = (shuffle[shuffle >= boundary] if config.target_split else shuffle)[::-1]
+    pool = (shuffle if boundary is None else shuffle[shuffle >= boundary])[::-1]
     if config.targets:
         targets = _read_ids(Path(config.targets), rows)
     else:
@@ -153,7 +172,8 @@ def _split_rows(
                 f"at least one is needed and there can be no more than rows"
             )
         targets = pool[:count]
-    free = shuffle[(shuffle < boundary) & ~np.isin(shuffle, targets)]
+    free = shuffle[~np.isin(shuffle, targets)]
+    free = free if boundary is None else free[free < boundary]
     count = config.train_count or len(free)
     if not 0 < count <= len(free):
         raise UserError(
@@ -162,14 +182,14 @@ def _split_rows(
         )
     train = free[:count]
     spare = shuffle[~np.isin(shuffle, np.concatenate([train, targets]))]
-    return np.sort(train), np.sort(targets), np.sort(spare)
+    return np.sort(train), np.sort(targets), np.sort(spare[:SPARE_ROWS])
 
 
 def _read_ids(path: Path, rows: int) -> Int64[np.ndarray, " t"]:
     try:
         words = path.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise UserError(f'data.targets = "{path}" cannot be read: {error.strerror}') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'data.targets = "{path}" cannot be read: {reason(error)}') from error
     if not words:
         raise UserError(f'data.targets = "{path}" names no id; write one a line')
     for word in words:
@@ -211,7 +231,7 @@ def _table(
     if len(columns) == 1:
         inputs = _column(selected, columns[0], ids)
     else:
-        inputs = np.stack([_numbers(selected, name, ids) for name in columns], axis=1)
+        inputs = np.stack([_single_numbers(selected, name, ids) for name in columns], axis=1)
     return Table(Examples(inputs, _labels(selected, label, ids)), ids)
 
 
@@ -232,27 +252,53 @@ def _column(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, "
     return numbers[..., None] if numbers.ndim == 3 else numbers
 
 
-def _decode_images(dataset: datasets.Dataset, name: str, ids: Ids) -> np.ndarray:
-    images, mode = [], ""
-    for row, image in zip(ids, dataset[name], strict=True):
-        # The first image decides between grey and colour for all.
-        mode = mode or ("L" if image.mode in ("1", "L", "I", "I;16", "F") else "RGB")
-        array = np.asarray(image.convert(mode), np.uint8)
-        if images and array.shape != images[0].shape:
+def _single_numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Float32[np.ndarray, " n"]:
+    numbers = _numbers(dataset, name, ids)
+    if numbers.ndim != 1:
+        raise UserError(
+            f'data.input: column "{name}" holds lists of shape {numbers.shape[1:]}; several input '
+            f"columns must hold one number each, so name this one alone or leave it out"
+        )
+    return numbers
+
+
+def _decode_images(dataset: datasets.Dataset, name: str, ids: Ids) -> UInt8[np.ndarray, "n h w c"]:
+    images: list[np.ndarray] = []
+    rows = iter(dataset[name])
+    for number in ids:
+        try:
+            array = _pixels(next(rows))
+        except (OSError, SyntaxError, ValueError) as error:  # what pillow raises on bad files
             raise UserError(
-                f'data.input = "{name}": image {row} has shape {array.shape}, the first '
-                f"{images[0].shape}; resize all images to one size"
+                f'data.input = "{name}": the image of row {number} cannot be read '
+                f"({reason(error)}); mend or remove it"
+            ) from error
+        if images and array.shape[:2] != images[0].shape[:2]:
+            raise UserError(
+                f'data.input = "{name}": the image of row {number} has {array.shape[:2]} pixels, '
+                f"others {images[0].shape[:2]}; resize all images to one size"
             )
         images.append(array)
-    stacked = np.stack(images) if images else np.zeros((0, 1, 1), np.uint8)
-    return stacked[..., None] if stacked.ndim == 3 else stacked
+    channels = max((image.shape[2] for image in images), default=1)
+    # One colour image makes all of them colour images.
+    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+
+
+def _pixels(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """8-bit grey (one channel) or colour (three); 16-bit grey keeps its upper 8 bits."""
+    if image.mode.startswith("I"):
+        return (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None]
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"), np.uint8)[..., None]
+    return np.asarray(image.convert("RGB"), np.uint8)
 
 
 def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, "n *shape"]:
     """A column of numbers, or of equally long lists of numbers, as float32."""
     values = dataset.with_format(None)[name][:]
     try:
-        column = np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):  # too large a number becomes infinite, and is named
+            column = np.asarray(values, np.float32)
     except (ValueError, TypeError) as error:
         seen = next((value for value in values if not isinstance(value, int | float)), None)
         raise UserError(

@@ -7,3 +7,9 @@ class UserError(Exception):
     The message names the cause, the value seen and the remedy. The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+def reason(error: BaseException) -> str:
+    """What another library or the user's own code raised, as the end of a one-line message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

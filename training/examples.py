@@ -1,13 +1,18 @@
 """Examples as arrays: what training and evaluation read."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 
-class Examples(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Examples:
     """A batch of examples; a pytree, on the host or on a device.
 
     Inputs keep the dtype they were loaded with (images stay uint8) and are normalised batch by
@@ -19,6 +24,18 @@ class Examples(NamedTuple):
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    def take(self, rows: slice | Int[np.ndarray, " k"]) -> "Examples":
+        """Some of the examples, on the host."""
+        return Examples(np.asarray(self.inputs)[rows], np.asarray(self.labels)[rows])
+
+
+def concatenate(batches: Sequence[Examples]) -> Examples:
+    """All examples of several batches, one batch after the other, on the host."""
+    return Examples(
+        np.concatenate([np.asarray(batch.inputs) for batch in batches]),
+        np.concatenate([np.asarray(batch.labels) for batch in batches]),
+    )
 
 
 class Normaliser(NamedTuple):

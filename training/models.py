@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
-from training.errors import UserError
+from training.errors import UserError, reason
 from training.layers import Convolution, mean_pool
 
 Inputs = Float[Array, "b *shape"]
@@ -124,7 +125,7 @@ def import_function(path: str, key: str) -> Callable[..., Any]:
     except Exception as error:  # the user's module may fail in any way while it is imported
         raise UserError(
             f'{key} = "{path}": cannot import {module_name} '
-            f"({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
+            f"({reason(error)}); is its folder on PYTHONPATH?"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -132,14 +133,10 @@ def import_function(path: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def module_source(function: Callable[..., Any]) -> str:
-    """Text of the module that defines a function; "" when it has no file."""
-    module = importlib.import_module(function.__module__)
-    path = getattr(module, "__file__", None)
-    if path is None:
-        return ""
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+def module_source(path: str) -> str:
+    """Text of the module in "package.module:function"; "" when it has no file of its own."""
+    file = getattr(importlib.import_module(path.partition(":")[0]), "__file__", None)
+    return Path(file).read_text(encoding="utf-8") if file and file.endswith(".py") else ""
 
 
 def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int) -> Model:
@@ -154,30 +151,36 @@ def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int) -> Mo
     """
     if config.factory:
         factory = import_function(config.factory, "model.factory")
-        source, name = module_source(factory), f'model.factory = "{config.factory}"'
+        source, name = module_source(config.factory), f'model.factory = "{config.factory}"'
     else:
         factory = _builtin(config, shape)
         source, name = "", f'model.name = "{config.name}"'
-    model = _as_functions(factory, shape, classes, name, source)
-    _check_logits(model, shape, name)
+    try:
+        model = _as_functions(factory, shape, classes, source)
+        _check_calls(model, shape)
+    except _Unfit as error:
+        raise UserError(f"{name} {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's module raises is the user's to see
+        raise UserError(
+            f"{name} failed for inputs of shape {shape} and {classes} classes: {reason(error)}"
+        ) from error
     return model
 
 
-def _as_functions(
-    factory: Factory, shape: tuple[int, ...], classes: int, name: str, source: str
-) -> Model:
-    def build(key: Key[Array, ""]) -> nnx.Module:
-        return factory(shape, classes, rngs=nnx.Rngs(key))
+class _Unfit(Exception):
+    """A factory that works, but makes something else than a model; says what."""
 
-    try:
-        template = nnx.eval_shape(build, jax.random.key(0))
-    except Exception as error:  # whatever the user's factory raises is the user's to see
-        raise UserError(
-            f"{name} failed for inputs of shape {shape} and {classes} classes: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(template, nnx.Module):
-        raise UserError(f"{name} returned {type(template).__name__}; it must return an nnx.Module")
+
+def _as_functions(factory: Factory, shape: tuple[int, ...], classes: int, source: str) -> Model:
+    def build(key: Key[Array, ""]) -> Any:
+        module = factory(shape, classes, rngs=nnx.Rngs(key))
+        if not isinstance(module, nnx.Module):
+            raise _Unfit(f"returned {type(module).__name__}; it must return an nnx.Module")
+        return module
+
+    template = nnx.eval_shape(build, jax.random.key(0))
     template.train()
     graph_train, *_ = nnx.split(template, nnx.Param, ...)
     template.eval()
@@ -187,6 +190,7 @@ def _as_functions(
         _, parameters, rest = nnx.split(build(key), nnx.Param, ...)
         return parameters, rest
 
+    # Copies, since a module that was merged shares its variables with the state it came from.
     def apply_train(parameters: PyTree, rest: PyTree, inputs: Inputs) -> tuple[Logits, PyTree]:
         module: Any = nnx.merge(graph_train, parameters, rest, copy=True)
         logits = module(inputs)
@@ -200,19 +204,18 @@ def _as_functions(
     return Model(init, apply_train, apply, classes, source)
 
 
-def _check_logits(model: Model, shape: tuple[int, ...], name: str) -> None:
+def _check_calls(model: Model, shape: tuple[int, ...]) -> None:
+    """Trace both modes once, without computing: logits of the right shape, a stable state."""
     inputs = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    try:
-        state = jax.eval_shape(model.init, jax.random.key(0))
-        logits, _ = jax.eval_shape(model.apply_train, *state, inputs)
-    except Exception as error:  # whatever the user's module raises is the user's to see
-        raise UserError(
-            f"{name} failed on inputs of shape (2, {', '.join(map(str, shape))}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    expected = (2, model.classes)
-    if getattr(logits, "shape", None) != expected:
-        raise UserError(
-            f"{name} maps inputs {(2, *shape)} to {getattr(logits, 'shape', type(logits))}; "
-            f"it must return logits of shape {expected}"
-        )
+    parameters, rest = jax.eval_shape(model.init, jax.random.key(0))
+    if not jax.tree.leaves(parameters):
+        raise _Unfit("has no nnx.Param, so there is nothing to train")
+    logits, after = jax.eval_shape(model.apply_train, parameters, rest, inputs)
+    for found in (logits, jax.eval_shape(model.apply, parameters, rest, inputs)):
+        seen, expected = getattr(found, "shape", type(found).__name__), (2, model.classes)
+        if seen != expected:
+            raise _Unfit(
+                f"maps inputs {(2, *shape)} to {seen}; it must return logits of shape {expected}"
+            )
+    if jax.tree.structure(after) != jax.tree.structure(rest):
+        raise _Unfit("makes variables while it is called; make all of them in __init__")

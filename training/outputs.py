@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from training.errors import UserError
+from training.errors import UserError, reason
 from training.models import import_function
 
 OutputFunction = Callable[[Float[Array, "b classes"], Int[Array, " b"]], Float[Array, "b *k"]]
@@ -82,8 +82,7 @@ def output_function(name: str, classes: int) -> OutputFunction:
         result = jax.eval_shape(function, logits, labels)
     except Exception as error:  # whatever the user's function raises is the user's to see
         raise UserError(
-            f'sweep.output = "{name}" failed on logits (3, {classes}): '
-            f"{type(error).__name__}: {error}"
+            f'sweep.output = "{name}" failed on logits (3, {classes}): {reason(error)}'
         ) from error
     if getattr(result, "shape", None) != (3,):
         raise UserError(

@@ -72,7 +72,7 @@ def plant(config: PoisonConfig, split: Split, classes: int) -> Poisoned:
     rng = np.random.default_rng([config.seed, 1])
     train = split.train
     # Copies: the arrays may be read-only views of the data set.
-    inputs, labels = (np.array(part) for part in train.examples)
+    inputs, labels = np.array(train.examples.inputs), np.array(train.examples.labels)
     free = rng.permutation(len(train))
     attacks: list[Attack] = []
 
@@ -95,11 +95,11 @@ def plant(config: PoisonConfig, split: Split, classes: int) -> Poisoned:
         trial = Examples(inputs[positions], labels[positions])
         attacks.append(Attack(name, positions, original, trial, None))
 
-    if config.label_flip_fraction > 0:
+    if config.label_flip_fraction != 0:
         positions = claim("label_flip", config.label_flip_fraction, np.ones(classes, bool))
         shift = rng.integers(1, classes, len(positions))
         flip("label_flip", positions, (labels[positions] + shift) % classes)
-    if config.pair_flip_fraction > 0:
+    if config.pair_flip_fraction != 0:
         source = _class("pair_flip_from", config.pair_flip_from, classes)
         target = _class("pair_flip_to", config.pair_flip_to, classes)
         if source == target:
@@ -107,7 +107,7 @@ def plant(config: PoisonConfig, split: Split, classes: int) -> Poisoned:
         allowed = np.arange(classes) == source
         positions = claim("pair_flip", config.pair_flip_fraction, allowed)
         flip("pair_flip", positions, np.full(len(positions), target))
-    if config.backdoor_fraction > 0:
+    if config.backdoor_fraction != 0:
         target = _class("backdoor_target", config.backdoor_target, classes)
         _check_trigger(config, inputs)
         allowed = np.arange(classes) != target
@@ -139,17 +139,17 @@ def _triggered(
         )
 
     def make(positions: np.ndarray) -> Table:
-        (inputs, labels), ids = spare.take(np.sort(positions))
-        images = add_trigger(np.asarray(inputs), config.backdoor_size)
-        return Table(Examples(images, np.full_like(labels, target)), ids)
+        clean = spare.take(np.sort(positions))
+        images = add_trigger(np.asarray(clean.examples.inputs), config.backdoor_size)
+        return Table(Examples(images, np.full(len(clean), target, np.int32)), clean.ids)
 
     incident, trial = usable[:INCIDENT_INPUTS], usable[INCIDENT_INPUTS:][:TRIAL_INPUTS]
     return make(incident), make(trial)
 
 
 def _count(name: str, fraction: float, examples: int) -> int:
-    count = round(fraction * examples)
-    if not 0 < fraction < 0.5 or count == 0:
+    count = round(fraction * examples) if 0 < fraction < 0.5 else 0
+    if count == 0:
         raise UserError(
             f"poison.{name}_fraction = {fraction} must be below 0.5 and reach at least one of "
             f"the {examples} training examples"

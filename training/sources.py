@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from training.errors import UserError
+from training.errors import UserError, reason
 
 Splits = dict[str, datasets.Dataset]
 
@@ -52,11 +53,10 @@ def load_source(source: str, folder: str) -> Splits:
     except UserError:
         raise
     except Exception as error:  # readers and the hub raise many types
-        reason = str(error).strip().split("\n")[0]
         known = "digits, breast_cancer, fashion_mnist, a .csv, .parquet or .json file, a folder"
         raise UserError(
             f'data.source = "{source}" cannot be loaded as one of {known} or a hub id: '
-            f"{type(error).__name__}: {reason}"
+            f"{reason(error)}"
         ) from error
 
 
@@ -93,9 +93,14 @@ def _breast_cancer() -> datasets.Dataset:
 
 def _read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """An array of bytes in the idx format: 4-byte magic, big-endian sizes, then the data."""
-    raw = gzip.decompress(path.read_bytes())
-    sizes = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        sizes = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({reason(error)}); unpack {FASHION_PACKAGE} again"
+        ) from error
 
 
 def _fashion_mnist(folder: Path) -> Splits:
@@ -117,7 +122,8 @@ def _fashion_mnist(folder: Path) -> Splits:
 
 
 def _files(source: str) -> Splits:
-    paths = sorted(glob.glob(source, recursive=True))
+    # A name that exists is meant as it stands, even with brackets in it.
+    paths = [source] if Path(source).exists() else sorted(glob.glob(source, recursive=True))
     if not paths:
         raise UserError(f'data.source = "{source}" matches no file under {Path.cwd()}')
     builder = FILE_BUILDERS[Path(source).suffix]

@@ -114,12 +114,11 @@ def make_evaluate(
         return filled.reshape(-1, block, *array.shape[1:])
 
     def evaluate(state: State) -> Float[Array, " outputs"]:
-        def one(chunk: Examples) -> Float[Array, "b *k"]:
-            inputs = recipe.normalise(jnp.asarray(chunk.inputs))
-            return output(model.apply(*state, inputs), jnp.asarray(chunk.labels))
+        def one(block: tuple[Array, Array]) -> Float[Array, "b *k"]:
+            inputs, labels = block
+            return output(model.apply(*state, recipe.normalise(inputs)), labels)
 
-        stacked = Examples(blocks(targets.inputs), blocks(targets.labels))
-        outputs = jax.lax.map(one, stacked)
+        outputs = jax.lax.map(one, (blocks(targets.inputs), blocks(targets.labels)))
         return outputs.reshape(-1, *outputs.shape[2:])[:count].reshape(-1)
 
     return evaluate
