@@ -782,7 +782,7 @@ def test_images_of_different_sizes_are_refused(tmp_path, target):
     source = grey_and(random_images(4, 5), tmp_path / "images")
     targets = write_ids(tmp_path / "ids.txt", f"{target}\n")
     fails(
-        'data.input = "image": image 2 has shape (4, 5)',
+        'data.input = "image": the image of row 2 has (4, 5) pixels',
         "resize all images to one size",
         source=source,
         targets=targets,
@@ -814,7 +814,7 @@ def test_16_bit_grey_keeps_its_greys(tmp_path):
 def test_broken_image_names_its_row(tmp_path):
     source = grey_and(random_images(4, 4), tmp_path / "images")
     (tmp_path / "images/a/2.png").write_bytes(b"not an image")
-    fails('data.input = "image"', "image 2", source=source)
+    fails('data.input = "image"', "row 2 cannot be read", source=source)
 
 
 # Errors: counts and ids.

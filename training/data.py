@@ -141,7 +141,7 @@ def _append(dataset: datasets.Dataset, targets: datasets.Dataset) -> datasets.Da
         return datasets.concatenate_datasets([dataset, targets])
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"the training and the target split differ in their columns ({reason(error)}); "
+            f"data.target_split differs from the training split in its columns ({reason(error)}); "
             f"give both the same columns and types"
         ) from error
 
@@ -207,6 +207,8 @@ def _input_columns(config: DataConfig, dataset: datasets.Dataset) -> tuple[str, 
     if config.input:
         for name in config.input:
             _check_name("data.input", name, dataset.column_names, "column")
+        if config.label in config.input:
+            raise UserError(f'data.input holds the label column "{config.label}"; take it out')
         return config.input
     if "image" in dataset.column_names:
         return ("image",)

@@ -11,5 +11,7 @@ class UserError(Exception):
 
 def reason(error: BaseException) -> str:
     """What another library or the user's own code raised, as the end of a one-line message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -29,7 +29,8 @@ def margin(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Float
     TRAK, section 3.2, use the same output.)
     """
     chosen, others = _of_label(logits, labels)
-    return chosen - jax.nn.logsumexp(others, axis=1)
+    # Differences first: of two large numbers the small difference would be lost.
+    return -jax.nn.logsumexp(others - chosen[:, None], axis=1)
 
 
 def loss(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Float[Array, " b"]:

@@ -56,7 +56,7 @@ def load_source(source: str, folder: str) -> Splits:
         known = "digits, breast_cancer, fashion_mnist, a .csv, .parquet or .json file, a folder"
         raise UserError(
             f'data.source = "{source}" cannot be loaded as one of {known} or a hub id: '
-            f"{reason(error)}"
+            f"{reason(error.__cause__ or error)}"
         ) from error
 
 
@@ -99,7 +99,8 @@ def _read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise UserError(
-            f"{path} is missing or damaged ({reason(error)}); unpack {FASHION_PACKAGE} again"
+            f'data.folder = "{path.parent}": {path.name} is missing or damaged '
+            f"({reason(error)}); unpack {FASHION_PACKAGE} again"
         ) from error
 
 
@@ -123,11 +124,14 @@ def _fashion_mnist(folder: Path) -> Splits:
 
 def _files(source: str) -> Splits:
     # A name that exists is meant as it stands, even with brackets in it.
-    paths = [source] if Path(source).exists() else sorted(glob.glob(source, recursive=True))
+    exact = Path(source).exists()
+    paths = [source] if exact else sorted(glob.glob(source, recursive=True))
     if not paths:
         raise UserError(f'data.source = "{source}" matches no file under {Path.cwd()}')
     builder = FILE_BUILDERS[Path(source).suffix]
-    return _as_splits(datasets.load_dataset(builder, data_files=paths))
+    return _as_splits(
+        datasets.load_dataset(builder, data_files=[glob.escape(path) for path in paths])
+    )
 
 
 def _folder(folder: Path) -> Splits:
