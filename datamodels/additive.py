@@ -7,11 +7,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from datamodels.metrics import r2
-from datamodels.solver import largest_lam, moments, solve, step_size
+from datamodels.solver import largest_lam, moments, select, solve, step_size
 
 LAM_FRACTIONS = np.geomspace(1.0, 0.03, 16)
 """The path of penalties tried, as shares of each target's largest useful one."""
 PATH_TOLERANCE = 1e-4
+"""Relative duality gap on the path. Predictions are off by up to its square root times the
+standard deviation of the output, so 1e-3 would be felt in the choice of the penalty."""
+PATIENCE = 3
+"""Penalties in a row that may fail to help before a target leaves the path."""
 CERTIFIED = 1e-5
 """Relative duality gap below which a fit counts as solved."""
 
@@ -103,22 +107,33 @@ def fit(
 def _choose(
     masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "m t"], held: int
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, "g t"], Float[np.ndarray, " t"]]:
-    """Per target: best share of the largest lam, the weights there, and their validation R2."""
+    """Per target: best share of the largest lam, the weights there, and their validation R2.
+
+    A target leaves the path once `PATIENCE` smaller penalties in a row did not help it: small
+    penalties are by far the dearest to solve, and few targets need them.
+    """
     problem = moments(masks[:-held], outputs[:-held])
     unseen = masks[-held:] - problem.mean_mask.astype(np.float32)
     actual = outputs[-held:] - problem.mean_output.astype(np.float32)
     step, top = step_size(problem.gram), largest_lam(problem)
     best_error = np.full(outputs.shape[1], np.inf)
-    best_fraction = np.ones(outputs.shape[1])
-    weights = np.zeros(problem.correlation.shape, np.float32)
-    best_weights = weights.copy()
-    for fraction in LAM_FRACTIONS:
-        weights = solve(
-            problem, fraction * top, start=weights, tolerance=PATH_TOLERANCE, step=step
+    best_position = np.zeros(outputs.shape[1], np.int64)
+    best_weights = np.zeros(problem.correlation.shape, np.float32)
+    weights = best_weights.copy()
+    for position, fraction in enumerate(LAM_FRACTIONS):
+        active = np.flatnonzero(position - best_position <= PATIENCE)
+        if not active.size:
+            break
+        weights[:, active] = solve(
+            select(problem, active),
+            fraction * top[active],
+            start=weights[:, active],
+            tolerance=PATH_TOLERANCE,
+            step=step,
         ).weights
-        error = np.square(actual - unseen @ weights).sum(0)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        best_fraction = np.where(better, fraction, best_fraction)
-        best_weights = np.where(better, weights, best_weights)
-    return best_fraction, best_weights, r2(unseen @ best_weights, actual)
+        error = np.square(actual[:, active] - unseen @ weights[:, active]).sum(0)
+        better = active[error < best_error[active]]
+        best_error[active] = np.minimum(error, best_error[active])
+        best_position[better] = position
+        best_weights[:, better] = weights[:, better]
+    return LAM_FRACTIONS[best_position], best_weights, r2(unseen @ best_weights, actual)

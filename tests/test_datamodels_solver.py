@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import lasso_by_sklearn, lasso_relative_gap
 
-from datamodels.solver import largest_lam, moments, relative_gap, solve, step_size
+from datamodels import solver
+from datamodels.solver import Factored, largest_lam, moments, relative_gap, solve, step_size
 
 TIGHT = 1e-7
 SEEDS = st.integers(0, 2**32 - 1)
@@ -269,7 +270,7 @@ def test_step_is_just_below_one_over_the_largest_eigenvalue(seed, groups, member
     masks = rng.random((members, groups)) < rng.uniform(0.1, 0.9)
     masks[0], masks[1] = True, False  # every group varies
     gram = moments(masks, np.zeros((members, 1))).gram
-    bound = 1 / np.linalg.eigvalsh(gram)[-1]
+    bound = 1 / np.linalg.eigvalsh(gram @ np.eye(groups))[-1]
     assert 0.95 * bound < step_size(gram) <= bound
 
 
@@ -277,3 +278,29 @@ def test_step_is_just_below_one_over_the_largest_eigenvalue(seed, groups, member
 def test_step_is_safe_where_eigenvalues_coincide(gram):
     bound = 1 / np.linalg.eigvalsh(gram)[-1]
     assert 0.95 * bound < step_size(gram) <= bound
+
+
+def test_a_factored_gram_matrix_gives_the_same_solution():
+    rng = np.random.default_rng(0)
+    masks = rng.random((30, 80)) < 0.5
+    outputs = masks[:, :5] @ rng.standard_normal((5, 4)) + 0.1 * rng.standard_normal((30, 4))
+    factored = moments(masks, outputs)
+    assert isinstance(factored.gram, Factored)
+    written = factored._replace(gram=factored.gram.rows.T @ factored.gram.rows)
+    assert step_size(factored.gram) == pytest.approx(step_size(written.gram), rel=2e-3)
+    lam = 0.2 * largest_lam(factored)
+    first, second = solve(factored, lam, tolerance=1e-6), solve(written, lam, tolerance=1e-6)
+    np.testing.assert_allclose(first.weights, second.weights, atol=2e-3)
+    np.testing.assert_allclose(
+        relative_gap(first.weights, factored, lam), relative_gap(first.weights, written, lam)
+    )
+
+
+def test_blocks_of_targets_give_the_same_solution(monkeypatch):
+    rng = np.random.default_rng(0)
+    masks = rng.random((60, 10)) < 0.5
+    problem = moments(masks, masks @ rng.standard_normal((10, 7)))
+    lam = 0.1 * largest_lam(problem)
+    whole = solve(problem, lam)
+    monkeypatch.setattr(solver, "TARGET_BLOCK", 3)
+    np.testing.assert_allclose(solve(problem, lam).weights, whole.weights, atol=1e-3)
