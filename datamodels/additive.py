@@ -1,5 +1,6 @@
 """Additive datamodels: output = intercept + one weight a kept group (Ilyas et al. 2022)."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -16,6 +17,8 @@ PATH_TOLERANCE = 1e-4
 standard deviation of the output, so 1e-3 would be felt in the choice of the penalty."""
 PATIENCE = 3
 """Penalties in a row that may fail to help before a target leaves the path."""
+WIDTH_STEP = 128
+"""Targets on the path are solved in multiples of this many."""
 CERTIFIED = 1e-5
 """Relative duality gap below which a fit counts as solved."""
 
@@ -109,8 +112,8 @@ def _choose(
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, "g t"], Float[np.ndarray, " t"]]:
     """Per target: best share of the largest lam, the weights there, and their validation R2.
 
-    A target leaves the path once `PATIENCE` smaller penalties in a row did not help it: small
-    penalties are by far the dearest to solve, and few targets need them.
+    A target leaves the path once `PATIENCE` penalties in a row did not help it after one that
+    did: small penalties are by far the dearest to solve, and few targets need them.
     """
     problem = moments(masks[:-held], outputs[:-held])
     unseen = masks[-held:] - problem.mean_mask.astype(np.float32)
@@ -121,13 +124,15 @@ def _choose(
     best_weights = np.zeros(problem.correlation.shape, np.float32)
     weights = best_weights.copy()
     for position, fraction in enumerate(LAM_FRACTIONS):
-        active = np.flatnonzero(position - best_position <= PATIENCE)
+        active = np.flatnonzero((best_position == 0) | (position - best_position <= PATIENCE))
         if not active.size:
             break
-        weights[:, active] = solve(
-            select(problem, active),
-            fraction * top[active],
-            start=weights[:, active],
+        # Filled up with repetitions, so that few widths have to be compiled.
+        padded = np.resize(active, math.ceil(len(active) / WIDTH_STEP) * WIDTH_STEP)
+        weights[:, padded] = solve(
+            select(problem, padded),
+            fraction * top[padded],
+            start=weights[:, padded],
             tolerance=PATH_TOLERANCE,
             step=step,
         ).weights

@@ -7,6 +7,9 @@ from influence.run import Run
 from training.bank import ArmSpec, Rows, open_arm
 from training.sweep import Task
 
+STREAMS = {"main": 0, "replicates": 1, "verification": 2}
+"""Which root key each arm draws from; a number is never given to another arm."""
+
 
 def designs(config: Config) -> dict[str, Bernoulli]:
     """The design of each arm, by the arm's name."""
@@ -27,12 +30,12 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
             members=members[name],
             groups=len(experiment.train),
             targets=len(experiment.targets),
-            unit=sweep.unit,
+            unit=min(sweep.unit, members[name]),
             seed=sweep.seed,
-            stream=stream,
+            stream=STREAMS[name],
             design=design.describe(),
         )
-        for stream, (name, design) in enumerate(designs(experiment.config).items())
+        for name, design in designs(experiment.config).items()
     }
 
 

@@ -1,6 +1,8 @@
 """What the stages write into a run directory, and read back."""
 
 import dataclasses
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from influence.attribution import Quality
 from influence.audit import Scores, Suspicion
 from influence.experiment import Experiment
 from influence.run import Run
+from training.errors import UserError, reason
 
 
 def save_datamodel(run: Run, model: AdditiveDatamodel, quality: Quality) -> None:
@@ -30,8 +33,21 @@ def save_datamodel(run: Run, model: AdditiveDatamodel, quality: Quality) -> None
 
 
 def load_datamodel(run: Run) -> tuple[AdditiveDatamodel, Quality]:
-    """The fitted datamodels and their quality."""
-    with np.load(run.datamodel, allow_pickle=False) as stored:
+    """The fitted datamodels and their quality.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return _read_datamodel(run.datamodel)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{run.datamodel} is damaged ({reason(error)}); run again: accomplice fit {run.path}"
+        ) from error
+
+
+def _read_datamodel(path: Path) -> tuple[AdditiveDatamodel, Quality]:
+    with np.load(path, allow_pickle=False) as stored:
         diagnostics = FitDiagnostics(
             **{field.name: stored[field.name] for field in dataclasses.fields(FitDiagnostics)}
         )

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 import datamodels
 from datamodels.additive import CERTIFIED, AdditiveDatamodel
@@ -35,10 +35,8 @@ def divide(main: Rows, config: FitConfig) -> Parts:
     Raises:
         UserError: more than half of the members are not finite, or too few are left.
     """
-    held, rest = (
-        _choose(main, rows & main.usable)
-        for rows in (_first(main, config.held_out), ~_first(main, config.held_out))
-    )
+    first = np.arange(len(main.usable)) < config.held_out
+    held, rest = main.take(first & main.usable), main.take(~first & main.usable)
     lost = int((~main.usable).sum())
     if 2 * lost > len(main.usable) or len(held.masks) < 2 or len(rest.masks) < 4:
         raise UserError(
@@ -106,11 +104,3 @@ def _means(quality: Quality, block: slice) -> dict[str, float]:
         "lds_ceiling": float(np.nanmean(np.sqrt(np.maximum(quality.ceiling[block], 0)))),
         "share_of_ceiling": r2 / ceiling if ceiling > 0 else float("nan"),
     }
-
-
-def _first(rows: Rows, count: int) -> Bool[np.ndarray, " m"]:
-    return np.arange(len(rows.usable)) < count
-
-
-def _choose(rows: Rows, chosen: Bool[np.ndarray, " m"]) -> Rows:
-    return Rows(*(part[chosen] for part in rows))

@@ -3,7 +3,6 @@
 Nothing here sees the truth about planted poison.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -104,8 +103,8 @@ def best_rank(evidence: list[Float[np.ndarray, " n"]]) -> Int[np.ndarray, " n"]:
 
 
 def flag(rank: Int[np.ndarray, " n"], budget: float) -> Bool[np.ndarray, " n"]:
-    """The first `budget` (a share of all examples) of the rank, at least one."""
-    return rank <= max(1, math.floor(budget * len(rank)))
+    """The first `budget` (a share of all examples) of the rank; at least one, and never all."""
+    return rank <= np.clip(round(budget * len(rank)), 1, len(rank) - 1)
 
 
 def _places(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

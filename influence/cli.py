@@ -1,16 +1,17 @@
-"""The command line: `accomplice COMMAND ...`."""
+"""The command line: `accomplice COMMAND ...`.
+
+Imports that take seconds come late, so that help and mistakes are quick and an interruption while
+they load is met like any other.
+"""
 
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 
-from influence.config import Config, override, read_config
-from influence.progress import say
 from training.errors import UserError
-from training.parallel import use_all_cores
 
 USAGE = """\
 usage: accomplice COMMAND ...
@@ -44,11 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except UserError as error:
-        say(f"accomplice: {error}")
+        print(f"accomplice: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, _Terminated) as stop:
         again = shlex.join(["accomplice", *words])
-        say(f"Interrupted; every finished unit is kept. To go on: {again}")
+        print(f"Interrupted; every finished unit is kept. To go on: {again}", file=sys.stderr)
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
 
 
@@ -72,6 +73,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run_or_sweep(command: str, rest: list[str]) -> int:
+    from influence.config import Config, override, read_config
+
     prog = f"accomplice {command} CONFIG.toml"
     if not rest or rest[0].startswith("-"):
         if {"-h", "--help"} & set(rest):
@@ -118,8 +121,10 @@ def _stage(command: str, rest: list[str]) -> int:
     return 0
 
 
-def _start():  # noqa: ANN202
-    """Set up devices, then import what starts JAX."""
+def _start() -> ModuleType:
+    """Set up the devices, then import what uses them."""
+    from training.parallel import use_all_cores
+
     use_all_cores()
     from influence import pipeline
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from training.data import DataConfig, nearest
-from training.errors import UserError
+from training.data import DataConfig
+from training.errors import UserError, nearest
 from training.models import ModelConfig
 from training.optim import OptimConfig
 from training.poison import PoisonConfig
+from training.sources import BUILTIN_SOURCES, FILE_BUILDERS
 from training.sweep import SweepConfig
 
 
@@ -64,7 +66,7 @@ class _CommandLine:
 
 
 def read_config(path: Path) -> Config:
-    """The config in a TOML file; keys left out have their defaults.
+    """The config in a TOML file; keys left out have their defaults, and `check` is still to come.
 
     Raises:
         UserError: no such file, not TOML, an unknown key, a value of the wrong type.
@@ -86,8 +88,11 @@ def write_toml(config: Config) -> str:
     for section in dataclasses.fields(config):
         lines.append(f"[{section.name}]")
         values = dataclasses.asdict(getattr(config, section.name))
-        # JSON's strings, numbers, booleans and arrays of strings are TOML as well.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        # JSON's strings, numbers, booleans and arrays of strings are TOML as well, but for
+        # escaped characters beyond 16 bits.
+        lines += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -105,17 +110,41 @@ def override(config: Config, arguments: Sequence[str], prog: str) -> tuple[Confi
             # Typed with a dash or an underscore, a key is the same.
             raise UserError(f"unknown option {name}{nearest(name.replace('_', '-'), known)}")
     if {"-h", "--help"} & set(arguments):
-        tyro.cli(_CommandLine, args=["--help"], default=_CommandLine(config), prog=prog)
+        _parse(config, ["--help"], prog)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            result = tyro.cli(
-                _CommandLine, args=list(arguments), default=_CommandLine(config), prog=prog
-            )
+            result = _parse(config, arguments, prog)
     except SystemExit as error:
         raise UserError(_one_line(said.getvalue())) from error
     check(result.config)
-    return result.config, result.out
+    return _with_absolute_paths(result.config), result.out
+
+
+def _parse(config: Config, arguments: Sequence[str], prog: str) -> _CommandLine:
+    return tyro.cli(
+        _CommandLine,
+        args=list(arguments),
+        default=_CommandLine(config),
+        prog=prog,
+        # Every key takes a value, also the boolean ones.
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Local files and folders by their whole path, so that a run replays from anywhere."""
+    data = config.data
+    local = Path(data.source).exists() or Path(data.source).suffix in FILE_BUILDERS
+    paths = {
+        "source": data.source not in BUILTIN_SOURCES and local,
+        "folder": data.source == "fashion_mnist",
+        "targets": bool(data.targets),
+    }
+    changes: dict[str, Any] = {
+        key: str(Path(getattr(data, key)).absolute()) for key, holds in paths.items() if holds
+    }
+    return dataclasses.replace(config, data=dataclasses.replace(data, **changes))
 
 
 def check(config: Config) -> None:
@@ -138,7 +167,6 @@ def check(config: Config) -> None:
     require(sweep.replicate_seeds >= 2, "sweep.replicate_seeds", "at least 2")
     require(sweep.width >= 1, "sweep.width", "at least 1")
     require(sweep.unit >= 1, "sweep.unit", "at least 1")
-    require(sweep.seed >= 0, "sweep.seed", "0 or more")
     require(fit.held_out >= 2, "fit.held_out", "at least 2")
     require(
         fit.held_out <= sweep.members - 4,
@@ -148,12 +176,16 @@ def check(config: Config) -> None:
     require(0 < fit.validation_share < 1, "fit.validation_share", "above 0 and below 1")
     require(0 < audit.budget < 1, "audit.budget", "above 0 and below 1")
     require(audit.seeds >= 2, "audit.seeds", "at least 2")
-    require(audit.seed >= 0, "audit.seed", "0 or more")
     require(optim.steps >= 1, "optim.steps", "at least 1")
     require(optim.batch_size >= 1, "optim.batch_size", "at least 1")
-    require(optim.learning_rate > 0, "optim.learning_rate", "above 0")
-    require(config.data.seed >= 0, "data.seed", "0 or more")
-    require(config.poison.seed >= 0, "poison.seed", "0 or more")
+    require(0 < optim.learning_rate < math.inf, "optim.learning_rate", "above 0 and finite")
+    require(0 <= optim.momentum < 1, "optim.momentum", "at least 0 and below 1")
+    require(0 <= optim.weight_decay < math.inf, "optim.weight_decay", "at least 0 and finite")
+    require(config.model.width >= 1, "model.width", "at least 1")
+    for section in ("data", "poison", "sweep", "audit"):
+        seed = getattr(config, section).seed
+        # JAX keeps 32 bits of a seed: larger ones would collide.
+        require(0 <= seed < 2**32, f"{section}.seed", "at least 0 and below 2**32")
 
 
 def _keys() -> list[str]:
@@ -175,9 +207,7 @@ def _from_tables(tables: dict[str, Any], where: str) -> Config:
         if not isinstance(table, dict):
             raise UserError(f"{where}: {name} must be a section, written [{name}]")
         values[name] = _section(sections[name], table, f"{where}: {name}")
-    config = Config(**values)
-    check(config)
-    return config
+    return Config(**values)
 
 
 def _section(default: Any, table: dict[str, Any], where: str) -> Any:

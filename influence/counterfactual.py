@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from datamodels.design import Listed
@@ -37,13 +38,14 @@ class Change(NamedTuple):
 
 def plan(flagged: Bool[np.ndarray, " n"], alpha: float, seeds: int, seed: int) -> Listed:
     """The masks to retrain: every cell of `CELLS`, `seeds` members each, cell by cell."""
-    rng = np.random.default_rng([seed, 2])
     count = len(flagged)
     everything = np.ones((seeds, count), bool)
-    random = everything.copy()
-    for row in random:
-        row[rng.choice(count, int(flagged.sum()), replace=False)] = False
-    context = rng.random((seeds, count)) < alpha
+    random, context = everything.copy(), everything.copy()
+    for row in range(seeds):
+        # A stream for each seed: asking for more seeds leaves the first ones as they are.
+        rng = np.random.default_rng([seed, 2, row])
+        random[row, rng.choice(count, int(flagged.sum()), replace=False)] = False
+        context[row] = rng.random(count) < alpha
     cells = {
         "before": everything,
         "after": everything & ~flagged,
@@ -78,6 +80,26 @@ def change(
         np.nanmean(all_kept, 0),
         all_kept,
     )
+
+
+def share_interval(per_seed: Float[np.ndarray, " s"], inputs: int) -> Interval:
+    """As `interval`, of a share of `inputs` inputs: within 0 and 1, and never without width.
+
+    Where all seeds agree, Student's interval is a point, though other inputs might differ: then
+    it is Wilson's (1927) interval for the share of so many inputs.
+    """
+    mean, low, high = interval(per_seed)
+    if low == high:
+        z = float(norm.ppf(0.975))
+        centre = (mean + z**2 / (2 * inputs)) / (1 + z**2 / inputs)
+        half = (
+            z
+            / (1 + z**2 / inputs)
+            * float(np.sqrt(mean * (1 - mean) / inputs + (z / (2 * inputs)) ** 2))
+        )
+        low, high = centre - half, centre + half
+    # The rounding of Wilson's formula may leave the mean just outside.
+    return mean, min(mean, max(0.0, low)), max(mean, min(1.0, high))
 
 
 def interval(per_seed: Float[np.ndarray, " s"]) -> Interval:

@@ -1,4 +1,4 @@
-"""How well a rank finds planted poison. The only place that holds rank and truth together."""
+"""How well a rank finds planted poison: the only use of the truth, after everything else."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -53,20 +53,24 @@ def summary(
     Args:
         attacks: what was planted.
         scores: the columns of scores.parquet.
-        success: of each attack in each cell of the verification; an attack that failed before
-            anything was removed is not scored.
+        success: of each attack in each cell of the verification. A backdoor that failed before
+            anything was removed is not scored: its metrics are None.
     """
     planted = scores["planted"]
     entries = {}
     for attack in attacks:
         this = planted == attack.name
         other = (planted != "") & ~this
-        worked = success[attack.name]["before"][0] >= ATTACK_WORKED
-        protocols = {attack.name: "blind"}
+        worked, protocols = True, {attack.name: "blind"}
         if attack.incident is not None:
+            worked = success[attack.name]["before"][0] >= ATTACK_WORKED
             protocols = {attack.name: "incident", f"{attack.name}_blind": "blind"}
         for name, protocol in protocols.items():
-            rank = scores[f"rank_{protocol}"]
-            metrics = detection_metrics(rank, this, other) if worked else {}
-            entries[name] = {"protocol": protocol, "attack_worked": worked, **metrics}
+            metrics = detection_metrics(scores[f"rank_{protocol}"], this, other)
+            entries[name] = {
+                "attack": attack.name,
+                "protocol": protocol,
+                "attack_worked": worked,
+                **(metrics if worked else dict.fromkeys(metrics)),
+            }
     return entries

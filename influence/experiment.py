@@ -22,6 +22,9 @@ from training.train import Recipe
 NUMERICS_VERSION = 1
 """Raised by hand when a change to the code changes the bits of a sweep."""
 
+SPARE_ROWS = 1000
+"""Unused rows that a backdoor may try its trigger on."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -71,7 +74,7 @@ def prepare(config: Config) -> Experiment:
     Raises:
         UserError: anything in the data or the config that does not fit.
     """
-    split = load(config.data)
+    split = load(config.data, SPARE_ROWS if config.poison.backdoor_fraction else 0)
     labels = np.concatenate(
         [np.asarray(table.examples.labels) for table in (split.train, split.targets, split.spare)]
     )
@@ -79,7 +82,7 @@ def prepare(config: Config) -> Experiment:
     train, attacks = plant(config.poison, split, classes)
     model = build_model(config.model, train.examples.inputs.shape[1:], classes)
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
-    names = split.class_names or tuple(str(label) for label in range(classes))
+    names = split.class_names + tuple(map(str, range(len(split.class_names), classes)))
     incident = next((attack.incident for attack in attacks if attack.incident is not None), None)
     return Experiment(
         config,
@@ -99,7 +102,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     normaliser = np.concatenate([recipe.normalise.mean, recipe.normalise.scale])
     output = config.sweep.output
     return {
-        "data": content_hash(experiment.train)[:16],
+        "data": content_hash(experiment.train),
         "recipe": {
             **dataclasses.asdict(recipe.optim),
             "normaliser": _short_hash(normaliser.tobytes()),
@@ -133,6 +136,11 @@ def _short_hash(content: bytes) -> str:
 def _classes(config: Config, labels: Int[np.ndarray, " n"]) -> int:
     largest = int(labels.max())
     classes = config.model.classes or largest + 1
+    if classes > 1000 and classes > 10 * len(np.unique(labels)):
+        raise UserError(
+            f'data.label = "{config.data.label}" holds {len(np.unique(labels))} different labels '
+            f"up to {largest}; number the classes 0, 1, 2, ..."
+        )
     if classes < 2 or largest >= classes:
         raise UserError(
             f"the labels run from 0 to {largest}, which does not fit model.classes = "

@@ -19,8 +19,9 @@ from influence.config import Config, read_config
 from influence.experiment import Experiment, prepare
 from influence.progress import say, sweep_progress
 from influence.report import write_report
-from influence.run import Run, create_or_resume, open_run
-from training.bank import Arm, Rows, open_arm
+from influence.run import Run, check_same, create_or_resume, open_run
+from training.bank import Arm, create_arms, open_arm
+from training.errors import UserError
 from training.parallel import local_layout
 from training.sweep import Design, Sweeper, Task, sweep
 
@@ -37,15 +38,22 @@ def run_all(config: Config, out: Path) -> Run:
 
 
 def load_experiment(path: Path) -> tuple[Run, Experiment]:
-    """The run directory at `path` and its experiment, from its own config."""
+    """The run directory at `path` and its experiment, from its own config.
+
+    Raises:
+        UserError: there is none, or the data, code or config it came from has changed since.
+    """
     run = open_run(path)
-    return run, prepare(read_config(run.config))
+    experiment = prepare(read_config(run.config))
+    check_same(run, experiment, tuple(arm_specs(experiment).values()))
+    return run, experiment
 
 
 def sweep_stage(experiment: Experiment, out: Path) -> Run:
     """Create or resume the run directory and retrain every member that is missing."""
     specs = arm_specs(experiment)
     run = create_or_resume(out, experiment, tuple(specs.values()))
+    create_arms(run.bank, list(specs.values()))
     arms = {
         f"Sweep: {name}": (open_arm(run.bank / name, specs[name]), design)
         for name, design in designs(experiment.config).items()
@@ -63,23 +71,32 @@ def fit_stage(run: Run, experiment: Experiment) -> None:
     model = attribution.fit(parts, config.fit)
     quality = attribution.judge(model, parts, replicates, config.sweep.replicate_seeds)
     save_datamodel(run, model, quality)
-    run.update_audit(fit=attribution.summary(model, quality, experiment.targets, main, replicates))
+    fitted = attribution.summary(model, quality, experiment.targets, main, replicates)
+    if fitted["certified"] < 1:
+        say(
+            f"Warning: {1 - fitted['certified']:.1%} of the targets are not solved to the "
+            f"certified gap (largest: {fitted['largest_relative_gap']:.1e})"
+        )
+    run.replace_audit(fit=fitted)
 
 
 def audit_stage(run: Run, experiment: Experiment) -> None:
     """Score and rank the training examples, and flag the first of the rank."""
     run.require(run.datamodel, "fit")
     main, _ = read_arms(run, experiment)
-    usable = Rows(*(part[main.usable] for part in main))
     model, _ = load_datamodel(run)
     config = experiment.config
     scores = score(
-        usable, model.weights, experiment.targets, higher_is_better=config.sweep.output != "loss"
+        main.take(main.usable),
+        model.weights,
+        experiment.targets,
+        higher_is_better=config.sweep.output != "loss",
     )
     suspicion = suspect(scores)
     flagged = flag(suspicion.rank, config.audit.budget)
     save_scores(run, experiment, scores, suspicion, flagged)
-    run.update_audit(
+    run.replace_audit(
+        fit=run.read_audit()["fit"],
         protocol=experiment.protocol,
         flagged=int(flagged.sum()),
         examples=len(experiment.train),
@@ -89,23 +106,26 @@ def audit_stage(run: Run, experiment: Experiment) -> None:
 def verify_stage(run: Run, experiment: Experiment) -> None:
     """Retrain without the flagged examples and without random ones; then score detection."""
     run.require(run.scores, "audit")
-    arm, design = verification.arm(run, experiment)
-    arms = {"Verify by retraining": (arm, design)}
+    spec, design = verification.planned(run, experiment)
+    create_arms(run.verification, [spec])
+    arms = {"Verify by retraining": (open_arm(run.verification / spec.name, spec), design)}
     _make_missing(run, experiment, verification.task(experiment), arms)
-    found = verification.measure(run, experiment, arm)
-    run.update_audit(
-        verify=verification.summary(experiment, found),
-        detection=detection.summary(experiment.attacks, read_scores(run), found.success),
-    )
+    found = verification.measure(run, experiment)
+    metrics = run.read_audit() | {
+        "verify": verification.summary(experiment, found),
+        "detection": detection.summary(experiment.attacks, read_scores(run), found.success),
+    }
+    run.replace_audit(**metrics)
 
 
 def report_stage(run: Run, experiment: Experiment) -> None:
     """Write report.html from what the other stages left."""
-    run.require(run.verification, "verify")
-    arm, _ = verification.arm(run, experiment)
+    metrics = run.read_audit()
+    if "verify" not in metrics:
+        raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
     _, quality = load_datamodel(run)
-    change = verification.measure(run, experiment, arm).change
-    write_report(run, experiment, run.read_audit(), read_scores(run), quality, change)
+    change = verification.measure(run, experiment).change
+    write_report(run, experiment, metrics, read_scores(run), quality, change)
 
 
 def _make_missing(
@@ -124,4 +144,4 @@ def _make_missing(
     for title in missing:
         arm, design = arms[title]
         with sweep_progress(title, arm, run.progress) as on_unit:
-            sweep(sweeper, arm, design, on_unit)
+            sweep(sweeper, arm, design, on_unit, allow_mixed=experiment.config.sweep.allow_mixed)

@@ -98,11 +98,12 @@ def _inspection_plot(
 ) -> str | None:
     """The recall curves; None where no truth is known."""
     curves = {}
-    for name, entry in metrics["detection"].items():
+    for entry in metrics["detection"].values():
         if entry["attack_worked"]:
             rank = scores[f"rank_{entry['protocol']}"]
-            planted = scores["planted"] == name.removesuffix("_blind")
-            curves[f"{name.removesuffix('_blind')} ({entry['protocol']})"] = (rank, planted)
+            planted = scores["planted"] == entry["attack"]
+            name = f"{entry['attack'].replace('_', ' ')} ({entry['protocol']})"
+            curves[name] = (rank, planted)
     return plots.inspection(curves, experiment.config.audit.budget) if curves else None
 
 

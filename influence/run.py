@@ -1,20 +1,25 @@
 """The run directory: created in one step, and never mixed with another run."""
 
+import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from influence.config import Config, write_toml
+from influence.config import Config, read_config, write_toml
 from influence.experiment import Experiment, identity, identity_hash
 from training.bank import ArmSpec, write_atomically
-from training.errors import UserError
+from training.data import examples_hash
+from training.errors import UserError, reason
+
+COMPARED = ("parts", "arms", "target_ids", "targets")
+"""Sections of the manifest that two calls on one run directory must share."""
 
 RECORDED_VERSIONS = ("accomplice", "jax", "jaxlib", "flax", "optax", "numpy", "datasets")
 
@@ -40,15 +45,24 @@ class Run:
             return {}
         return json.loads(self.audit.read_text(encoding="utf-8"))
 
-    def update_audit(self, **sections: Any) -> None:
-        """Replace whole sections of audit.json."""
-        metrics = {**self.read_audit(), **sections}
-        write_atomically(self.audit, json.dumps(metrics, indent=1) + "\n")
+    def replace_audit(self, **sections: Any) -> None:
+        """Write audit.json anew: a stage drops what later stages made from older results."""
+        text = json.dumps(_finite(sections), indent=1, allow_nan=False)
+        write_atomically(self.audit, text + "\n")
 
     def require(self, path: Path, stage: str) -> None:
         """Refuse to go on without what an earlier stage makes."""
         if not path.exists():
             raise UserError(f"{path} does not exist yet; run first: accomplice {stage} {self.path}")
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_run(path: Path) -> Run:
@@ -74,12 +88,11 @@ def create_or_resume(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ..
         UserError: the path holds something else, or another run; the message says what differs.
     """
     run = Run(path)
-    manifest = _manifest(experiment, arms)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        _create(run, experiment.config, manifest)
+        _create(run, experiment.config, _manifest(experiment, arms))
     if not run.manifest.is_file():
         raise UserError(f"{path} exists and is no run directory; choose another --out")
-    _check_same(run, manifest)
+    check_same(run, experiment, arms)
     config = write_toml(experiment.config)
     if run.config.read_text(encoding="utf-8") != config:
         write_atomically(run.config, config)
@@ -110,9 +123,10 @@ def _manifest(experiment: Experiment, arms: tuple[ArmSpec, ...]) -> dict[str, An
         "format": 1,
         "identity": identity_hash(parts),
         "parts": parts,
-        "arms": {arm.name: asdict(arm) for arm in arms},
+        "arms": {arm.name: dataclasses.asdict(arm) for arm in arms},
         "example_ids": experiment.train.ids.tolist(),
         "target_ids": list(experiment.targets.ids),
+        "targets": examples_hash(experiment.targets.examples),
         "versions": {"python": platform.python_version(), **versions},
         "git_commit": _git_commit(),
     }
@@ -132,19 +146,47 @@ def _git_commit() -> str | None:
     return found.stdout.strip()
 
 
-def _check_same(run: Run, manifest: dict[str, Any]) -> None:
-    stored = json.loads(run.manifest.read_text(encoding="utf-8"))
-    for section in ("parts", "arms", "target_ids"):
-        old, new = _flat(section, stored[section]), _flat(section, manifest[section])
-        for name in sorted(old.keys() | new.keys()):
-            if name.startswith("arms.") and name.endswith(".unit"):
-                continue  # how the work is cut; the stored value holds
-            if old.get(name) != new.get(name):
-                raise UserError(
-                    f"{run.path} holds a different run: {name.removeprefix('parts.')} is "
-                    f"{_shown(old.get(name))} there and {_shown(new.get(name))} here; "
-                    f"choose another --out"
-                )
+def check_same(run: Run, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> None:
+    """Refuse a run directory that was made from other data, another model or another design.
+
+    Raises:
+        UserError: naming what differs, and both values.
+    """
+    try:
+        stored = json.loads(run.manifest.read_text(encoding="utf-8"))
+        old = {section: stored[section] for section in COMPARED}
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{run.manifest} is damaged ({reason(error)}); sweep again") from error
+    manifest = _manifest(experiment, arms)
+    before, now = _flat("", old), _flat("", {section: manifest[section] for section in COMPARED})
+    # How the work is cut is no part of a run: the stored unit holds.
+    differs = [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.endswith(".unit")
+    ]
+    if not differs:
+        return
+    name, left, right = differs[0], before.get(differs[0]), now.get(differs[0])
+    # A hash says little: name the key of the config behind it, if there is one.
+    for key, first, second in _config_changes(read_config(run.config), experiment.config):
+        name, left, right = key, first, second
+        break
+    raise UserError(
+        f"{run.path} holds a different run: {name} is {_shown(left)} there and {_shown(right)} "
+        f"here; choose another --out"
+    )
+
+
+def _config_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """Keys that differ in the sections that a bank depends on, with both values."""
+    return [
+        (f"{section}.{key}", value, dataclasses.asdict(getattr(new, section))[key])
+        for section in ("data", "poison", "model", "optim", "sweep")
+        for key, value in dataclasses.asdict(getattr(old, section)).items()
+        if value != dataclasses.asdict(getattr(new, section))[key]
+        and (section, key) not in (("sweep", "unit"), ("sweep", "allow_mixed"))
+    ]
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:
@@ -153,7 +195,7 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
         return {prefix: value}
     leaves: dict[str, Any] = {}
     for key, inner in value.items():
-        leaves |= _flat(f"{prefix}.{key}", inner)
+        leaves |= _flat(f"{prefix}.{key}".removeprefix("."), inner)
     return leaves
 
 

@@ -1,5 +1,7 @@
 """Verification of a run: the retrains without what was flagged, and what they show."""
 
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,12 +9,14 @@ from jaxtyping import Float
 
 from datamodels.design import Listed
 from influence import counterfactual
-from influence.arms import main_task
+from influence.arms import STREAMS, main_task
 from influence.artifacts import load_datamodel, read_scores
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
 from influence.run import Run
-from training.bank import Arm, ArmSpec, open_arm
+from training.bank import ArmSpec, open_arm
+from training.data import examples_hash
+from training.errors import UserError
 from training.examples import Examples, concatenate
 from training.outputs import both, lead
 from training.sweep import Task
@@ -25,8 +29,12 @@ class Verification(NamedTuple):
     """Of the clean targets; per cell."""
     success: dict[str, dict[str, Interval]]
     """Per attack, per cell."""
+    outputs: dict[str, Float[np.ndarray, "s t"]]
+    """Of the clean and the incident targets, per cell; NaN where a member is not finite."""
     change: Change
-    """Of the outputs of the clean and the incident targets."""
+    """Of those outputs."""
+    not_finite: int
+    """Members left out."""
 
 
 def _blocks(experiment: Experiment) -> dict[str, Examples]:
@@ -43,28 +51,40 @@ def task(experiment: Experiment) -> Task:
     return main_task(experiment)._replace(targets=examples, output=both(experiment.output, lead))
 
 
-def arm(run: Run, experiment: Experiment) -> tuple[Arm, Listed]:
-    """The arm of the current flags; it lives in a folder named after its masks."""
+def planned(run: Run, experiment: Experiment) -> tuple[ArmSpec, Listed]:
+    """The arm that checks the current flags, and its masks; other flags make another arm."""
     config = experiment.config
     flagged = read_scores(run)["flagged"]
     design = counterfactual.plan(flagged, config.sweep.alpha, config.audit.seeds, config.audit.seed)
-    inputs = sum(len(block) for block in _blocks(experiment).values())
+    inputs = task(experiment).targets
+    described = design.describe() | {"inputs": examples_hash(inputs)}
+    digest = hashlib.sha256(json.dumps([described, config.audit.seed]).encode())
     spec = ArmSpec(
-        name="verification",
+        name=digest.hexdigest()[:16],
         members=len(design.listed),
         groups=len(flagged),
-        targets=2 * inputs,
-        unit=config.sweep.unit,
+        targets=2 * len(inputs),
+        unit=min(config.sweep.unit, len(design.listed)),
         seed=config.audit.seed,
-        stream=2,
-        design=design.describe(),
+        stream=STREAMS["verification"],
+        design=described,
     )
-    return open_arm(run.verification / spec.design["sha256"][:16], spec), design
+    return spec, design
 
 
-def measure(run: Run, experiment: Experiment, retrained: Arm) -> Verification:
-    """What the retrains show."""
-    rows = retrained.read()
+def measure(run: Run, experiment: Experiment) -> Verification:
+    """What the retrains show.
+
+    Raises:
+        UserError: they are not complete, or fewer than two members of a cell are finite.
+    """
+    spec, _ = planned(run, experiment)
+    rows = open_arm(run.verification / spec.name, spec).read()
+    if min(part.sum() for part in counterfactual.by_cell(rows.usable).values()) < 2:
+        raise UserError(
+            f"{int((~rows.usable).sum())} of {spec.members} members of the verification are not "
+            f"finite, too many to compare; lower optim.learning_rate and sweep into another --out"
+        )
     blocks = _blocks(experiment)
     outputs = np.where(rows.usable[:, None], rows.outputs, np.nan)
     values = outputs.reshape(len(outputs), -1, 2)
@@ -72,14 +92,14 @@ def measure(run: Run, experiment: Experiment, retrained: Arm) -> Verification:
     leads = dict(zip(blocks, np.split(values[..., 1], ends, axis=1), strict=True))
     targets = experiment.targets
     chosen = np.r_[targets.clean, targets.incident]
+    cells = counterfactual.by_cell(values[:, : len(chosen), 0])
+    weights = load_datamodel(run)[0].weights[:, chosen]
     return Verification(
         _share_correct(leads["clean"]),
         {a.name: _share_correct(leads[f"trial:{a.name}"]) for a in experiment.attacks},
-        counterfactual.change(
-            counterfactual.by_cell(values[:, : len(chosen), 0]),
-            load_datamodel(run)[0].weights[:, chosen],
-            read_scores(run)["flagged"],
-        ),
+        cells,
+        counterfactual.change(cells, weights, read_scores(run)["flagged"]),
+        int((~rows.usable).sum()),
     )
 
 
@@ -87,26 +107,41 @@ def _share_correct(leads: Float[np.ndarray, "m k"]) -> dict[str, Interval]:
     """Per cell, the share of inputs that get their label, over seeds."""
     share = np.where(np.isnan(leads).any(1), np.nan, (leads > 0).mean(1))
     cells = counterfactual.by_cell(share)
-    return {cell: counterfactual.interval(per_seed) for cell, per_seed in cells.items()}
+    inputs = leads.shape[1]
+    return {
+        cell: counterfactual.share_interval(per_seed, inputs) for cell, per_seed in cells.items()
+    }
 
 
 def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
     """The `verify` section of audit.json."""
-    attack, shown = experiment.incident_attack, ("before", "after", "after_random")
-    success = {name: {cell: cells[cell] for cell in shown} for name, cells in found.success.items()}
+    success = {name: _shown(cells) for name, cells in found.success.items()}
+    attack = experiment.incident_attack or next(iter(experiment.attacks), None)
     count = experiment.targets.clean.stop - experiment.targets.clean.start
     blocks = {"clean": slice(0, count), "incident": slice(count, None)}
     return {
         "attack_success": success[attack.name] if attack else None,
-        "accuracy": {cell: found.accuracy[cell] for cell in shown},
+        "accuracy": _shown(found.accuracy),
         "success_by_attack": success,
         "target_outputs": {
-            name: _change_summary(found.change, block)
+            name: _levels(found, block) | _change_summary(found.change, block)
             for name, block in blocks.items()
             if found.change.predicted[block].size
         },
         "seeds": experiment.config.audit.seeds,
+        "not_finite": found.not_finite,
     }
+
+
+def _shown(cells: dict[str, Interval]) -> dict[str, Interval]:
+    """The cells that a reader compares; the others serve the change in context."""
+    return {cell: cells[cell] for cell in ("before", "after", "after_random")}
+
+
+def _levels(found: Verification, block: slice) -> dict[str, Interval]:
+    """Mean output over a block of targets."""
+    per_seed = {cell: outputs[:, block].mean(1) for cell, outputs in found.outputs.items()}
+    return _shown({cell: counterfactual.interval(part) for cell, part in per_seed.items()})
 
 
 def _change_summary(change: Change, block: slice) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_detection_metrics_equal_scikit_learn_on_this_attack_and_clean_examples(
 
 
 @pytest.mark.parametrize(("before", "scored"), [(0.49, False), (0.5, True)])
-def test_an_attack_that_failed_is_never_scored(before, scored):
+def test_a_backdoor_that_failed_is_never_scored(before, scored):
     planted = np.array(["backdoor"] * 3 + [""] * 17, dtype=object)
     scores = {
         "planted": planted,
@@ -116,13 +116,41 @@ def test_an_attack_that_failed_is_never_scored(before, scored):
     incident = Table(blank, np.arange(3))
     attack = Attack("backdoor", np.arange(3), np.zeros(3, np.int32), blank, incident)
     found = detection_summary([attack], scores, {"backdoor": {"before": (before, 0.0, 1.0)}})
-    assert {name: "auroc" in entry for name, entry in found.items()} == {
+    assert {name: entry["auroc"] is not None for name, entry in found.items()} == {
         "backdoor": scored,
         "backdoor_blind": scored,
     }
     if scored:
         assert found["backdoor_blind"]["auroc"] == 1.0
         assert found["backdoor"]["auroc"] == 0.0
+
+
+def test_a_label_flip_is_scored_whether_or_not_the_model_learned_it():
+    scores = {"planted": np.array(["label_flip", "", ""], dtype=object), "rank_blind": [1, 2, 3]}
+    scores["rank_blind"] = np.array(scores["rank_blind"])
+    blank = Examples(np.zeros((1, 2), np.float32), np.zeros(1, np.int32))
+    attack = Attack("label_flip", np.array([0]), np.zeros(1, np.int32), blank, None)
+    found = detection_summary([attack], scores, {"label_flip": {"before": (0.0, 0.0, 0.0)}})
+    assert found["label_flip"]["auroc"] == 1.0
+
+
+def test_the_interval_of_a_share_stays_within_0_and_1_and_keeps_a_width():
+    mean, low, high = counterfactual.share_interval(np.zeros(8), inputs=200)
+    assert (mean, low) == (0.0, 0.0)
+    # Wilson's upper limit at 0 of n is z^2 / (n + z^2).
+    assert high == pytest.approx(1.96**2 / (200 + 1.96**2), rel=1e-3)
+    spread = counterfactual.share_interval(np.array([0.0, 0.5, 1.0, 1.0]), inputs=10)
+    assert (spread[1], spread[2]) == (0.0, 1.0)
+
+
+def test_more_seeds_leave_the_masks_of_the_first_as_they_are():
+    flagged = np.arange(50) < 5
+    few, many = (
+        counterfactual.by_cell(counterfactual.plan(flagged, 0.3, seeds, 0).listed)
+        for seeds in (3, 6)
+    )
+    for cell in CELLS:
+        np.testing.assert_array_equal(few[cell], many[cell][:3])
 
 
 def test_the_plan_pairs_the_cells_seed_by_seed():

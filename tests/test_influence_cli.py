@@ -72,7 +72,7 @@ DIGITS = 'source = "digits"\ntrain_count = 100\ntarget_count = 20'
 @pytest.mark.parametrize(
     ("data", "sections", "message"),
     [
-        ('source = "no.csv"', {}, 'data.source = "no.csv" matches no file'),
+        ('source = "no.csv"', {}, '/no.csv" matches no file'),
         ('source = "digits"\nlabel = "lable"', {}, 'did you mean "label"?'),
         ('source = "digits"\ninput = ["pixels"]', {}, "the data has no such column"),
         ('source = "digits"\ntarget_fraction = 0', {}, "0 targets asked for"),
@@ -112,6 +112,19 @@ def test_a_mistake_in_a_table(tmp_path, capsys, change, message):
     config = config_for(tmp_path, f'source = "{csv_of(tmp_path, change)}"')
     words = ["run", config, "--out", str(tmp_path / "run"), "--model.name", "linear"]
     assert message in refused(capsys, *words)
+
+
+def test_labels_that_are_ids_are_refused(tmp_path, capsys):
+    source = csv_of(tmp_path, lambda row, v: [*v[:2], str(10**6 + row)])
+    config = config_for(tmp_path, f'source = "{source}"')
+    assert "40 different labels up to 1000039" in refused(capsys, "run", config)
+
+
+def test_a_factory_that_exits_is_refused(tmp_path, capsys, monkeypatch):
+    write(tmp_path, "leaves_at_once.py", "import sys; sys.exit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = config_for(tmp_path, DIGITS, model='factory = "leaves_at_once:make"')
+    assert "cannot import leaves_at_once" in refused(capsys, "run", config)
 
 
 def test_too_little_disk(tmp_path, capsys):

@@ -21,7 +21,10 @@ def test_every_shipped_config_loads_and_replays(path, tmp_path):
 
 def test_odd_values_survive_toml(tmp_path):
     data = dataclasses.replace(
-        Config().data, source='a "quoted" \\ name\n€.csv', input=("x y", "z"), target_fraction=1e-5
+        Config().data,
+        source='a "quoted" \\ name\n€😀.csv',
+        input=("x y", "z"),
+        target_fraction=1e-5,
     )
     config = dataclasses.replace(Config(), data=data)
     path = tmp_path / "config.toml"
@@ -54,13 +57,16 @@ def test_the_command_line_wins_over_the_file():
         ("[sweep]\nmembers = 100\n[fit]\nheld_out = 101", r"fit.held_out = 101 must be at most"),
         ("[audit]\nbudget = 1.5", r"audit.budget = 1.5 must be above 0"),
         ("[optim]\nsteps = 0", r"optim.steps = 0 must be at least 1"),
+        ("[optim]\nlearning_rate = inf", r"optim.learning_rate = inf must be above 0 and finite"),
+        ("[optim]\nmomentum = nan", r"optim.momentum = nan must be at least 0"),
+        ("[sweep]\nseed = 4294967296", r"sweep.seed = 4294967296 must be at least 0 and below"),
     ],
 )
 def test_mistakes_in_a_file_are_named_in_one_line(tmp_path, text, message):
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        read_config(path)
+        override(read_config(path), [], "accomplice run")
     assert "\n" not in str(error.value)
 
 
@@ -85,3 +91,23 @@ def test_mistakes_on_the_command_line_are_named_in_one_line(arguments, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the config .*nowhere.toml"):
         read_config(tmp_path / "nowhere.toml")
+
+
+def test_the_command_line_may_mend_what_the_file_leaves_impossible(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text("[sweep]\nmembers = 100")
+    config, _ = override(read_config(path), ["--fit.held-out", "20"], "accomplice run")
+    assert config.fit.held_out == 20
+
+
+def test_local_paths_become_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for source, whole in [
+        ("mine.csv", str(tmp_path / "mine.csv")),
+        ("pictures", str(tmp_path / "pictures")),
+        ("digits", "digits"),
+        ("someone/their-data", "someone/their-data"),
+    ]:
+        config, _ = override(Config(), ["--data.source", source], "accomplice run")
+        assert config.data.source == whole

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from influence.cli import main
+from influence.cli import STAGES, main
 from training.bank import Arm
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
@@ -62,11 +62,12 @@ def test_audit_json_has_its_keys(finished):
 
 def test_detection_is_scored_exactly_where_the_attack_worked(finished):
     audit = read_json(finished / "audit.json")
-    keys = {"auroc", "average_precision", "precision_at_k", "recall_1", "recall_5", "recall_10"}
-    for name, entry in audit["detection"].items():
-        success = audit["verify"]["success_by_attack"][name.removesuffix("_blind")]["before"][0]
-        assert entry["attack_worked"] == (success >= 0.5)
-        assert (entry.keys() >= keys) == entry["attack_worked"]
+    keys = ("auroc", "average_precision", "precision_at_k", "recall_1", "recall_5", "recall_10")
+    for entry in audit["detection"].values():
+        success = audit["verify"]["success_by_attack"][entry["attack"]]["before"][0]
+        assert entry["attack_worked"] == (success >= 0.5 or entry["attack"] == "label_flip")
+        for key in keys:
+            assert (entry[key] is not None) == entry["attack_worked"]
 
 
 def test_scores_have_a_row_an_example(finished):
@@ -101,7 +102,7 @@ def test_stages_alone_rebuild_what_was_lost(copied):
 
 @pytest.mark.parametrize(
     ("stage", "gone"),
-    [("audit", "datamodel"), ("verify", "scores.parquet"), ("report", "verification")],
+    [("audit", "datamodel"), ("verify", "scores.parquet"), ("report", "audit.json")],
 )
 def test_a_stage_names_the_one_to_run_first(copied, capsys, stage, gone):
     path = copied / gone
@@ -150,15 +151,15 @@ def test_the_unit_size_changes_no_bit_of_a_run(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (["--optim.learning-rate", "0.3"], "recipe.learning_rate is 0.2 there and 0.3 here"),
+        (["--optim.learning-rate", "0.3"], "optim.learning_rate is 0.2 there and 0.3 here"),
         (["--model.width", "16"], "model.width is 32 there and 16 here"),
-        (["--sweep.seed", "4"], "seed is 0 there and 4 here"),
-        (["--sweep.alpha", "0.4"], "alpha is 0.5 there and 0.4 here"),
-        (["--sweep.members", "72"], "arms.main.members is 64 there and 72 here"),
-        (["--sweep.width", "4"], "numerics.width is 8 there and 4 here"),
-        (["--sweep.output", "loss"], "output.name is margin there and loss here"),
-        (["--poison.seed", "1"], "data is"),
-        (["--data.target-count", "50"], "targets is 270 there and 260 here"),
+        (["--sweep.seed", "4"], "sweep.seed is 0 there and 4 here"),
+        (["--sweep.alpha", "0.4"], "sweep.alpha is 0.5 there and 0.4 here"),
+        (["--sweep.members", "72"], "sweep.members is 64 there and 72 here"),
+        (["--sweep.width", "4"], "sweep.width is 8 there and 4 here"),
+        (["--sweep.output", "loss"], "sweep.output is margin there and loss here"),
+        (["--poison.seed", "1"], "poison.seed is 0 there and 1 here"),
+        (["--data.target-count", "50"], "data.target_count is 60 there and 50 here"),
     ],
 )
 def test_another_run_in_the_same_directory_is_refused(copied, capsys, change, named):
@@ -175,6 +176,28 @@ def test_fit_and_audit_settings_may_change_in_a_run(copied):
     assert main(["run", SMOKE, "--out", str(copied), "--audit.budget", "0.2"]) == 0
     assert read_json(copied / "audit.json")["flagged"] == 40
     assert "budget = 0.2" in (copied / "config.toml").read_text()
+
+
+def test_a_stage_drops_what_later_stages_made_of_older_results(copied, capsys):
+    assert main(["audit", str(copied)]) == 0
+    assert "verify" not in read_json(copied / "audit.json")
+    assert main(["report", str(copied)]) == 2
+    assert "accomplice verify" in capsys.readouterr().err
+
+
+def test_a_damaged_datamodel_is_named(copied, capsys):
+    (copied / "datamodel" / "additive.npz").write_bytes(b"garbage")
+    assert main(["audit", str(copied)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_going_on_with_another_layout_is_refused_unless_allowed(copied, capsys):
+    next((copied / "bank" / "main" / "done").glob("*.json")).unlink()
+    record = copied / "bank" / "main" / "done" / "000001.json"
+    record.write_text(record.read_text().replace('"devices": 4', '"devices": 3'))
+    assert main(["sweep", str(copied)]) == 2
+    assert "begun with devices = 3, and here it is 4" in capsys.readouterr().err
+    assert main(["sweep", str(copied), "--sweep.allow-mixed", "True"]) == 0
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
@@ -231,6 +254,21 @@ def test_a_table_of_numbers_of_ones_own(tmp_path, output):
     assert audit["detection"] == {}
     assert audit["verify"]["attack_success"] is None
     assert "<img" not in (run / "report.html").read_text()
+
+
+def test_data_that_changed_since_the_sweep_is_refused_by_every_stage(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.normal():.3f},{rng.normal():.3f},{row % 2}" for row in range(60)]
+    source = tmp_path / "mine.csv"
+    source.write_text("\n".join(["a,b,label", *rows]))
+    config = write_config(tmp_path, f'[data]\nsource = "{source}"\n[model]\nname = "linear"\n')
+    run = str(tmp_path / "run")
+    assert main(["run", config, "--out", run, *SMALL]) == 0
+    source.write_text("\n".join(["a,b,label", *(row[:-1] + "1" for row in rows[:30]), *rows[30:]]))
+    for words in (["run", config, "--out", run, *SMALL], *([stage, run] for stage in STAGES)):
+        capsys.readouterr()
+        assert main(words) == 2
+        assert "holds a different run: parts.data is" in capsys.readouterr().err
 
 
 def test_a_folder_of_images_of_ones_own(tmp_path):

@@ -1,6 +1,7 @@
 """The bank on disk: what was committed comes back, and nothing else does."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import bank
-from training.bank import ArmSpec, Rows, Status, open_arm
+from training.bank import ArmSpec, Rows, Status, create_arms
 from training.errors import UserError
 
 
@@ -33,6 +34,12 @@ def make_rows(spec, seed=0):
         rng.standard_normal((spec.members, spec.targets)).astype(np.float32),
         rng.integers(0, 3, spec.members).astype(np.uint8),
     )
+
+
+def open_arm(folder, spec):
+    """The arm in a folder of its name, created first where it does not exist."""
+    create_arms(folder, [spec])
+    return bank.open_arm(folder / spec.name, spec)
 
 
 def commit(arm, rows, unit):
@@ -114,7 +121,7 @@ def test_the_record_says_where_a_unit_was_made(tmp_path):
     spec = make_spec()
     arm = open_arm(tmp_path, spec)
     commit(arm, make_rows(spec), 2)
-    record = json.loads((tmp_path / "done" / "000002.json").read_text())
+    record = json.loads((tmp_path / "main" / "done" / "000002.json").read_text())
     assert record["members"] == [8, 10]
     assert record["made_on"] == {"device_kind": "cpu"}
 
@@ -142,10 +149,38 @@ def test_another_unit_size_keeps_the_stored_one(tmp_path):
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path):
-    folder = tmp_path / "arm"
-    with pytest.raises(UserError, match=r"needs 40\d*\.\d GB .* GB free; choose another --out"):
-        open_arm(folder, make_spec(members=10**9, targets=10**5, groups=8))
+    folder = tmp_path / "bank"
+    half = shutil.disk_usage(tmp_path).free * 6 // 10 // 4
+    specs = [make_spec(name=name, members=half, targets=1, groups=0) for name in ("a", "b")]
+    with pytest.raises(UserError, match=r"needs \d*\.\d GB .* GB free; choose another --out"):
+        create_arms(folder, specs)
     assert not folder.exists()
+
+
+def test_a_missing_arm_is_named_and_not_created(tmp_path):
+    with pytest.raises(UserError, match="holds no retrained members yet"):
+        bank.open_arm(tmp_path / "main", make_spec())
+    assert not (tmp_path / "main").exists()
+
+
+def test_a_shard_that_cannot_be_decoded_is_named(tmp_path):
+    spec = make_spec()
+    arm = open_arm(tmp_path, spec)
+    fill(arm, make_rows(spec))
+    shard = next(path for path in (arm.folder / "outputs").rglob("c/*/*") if path.is_file())
+    shard.write_bytes(b"garbage")
+    with pytest.raises(UserError, match="is damaged"):
+        open_arm(tmp_path, spec).read()
+
+
+def test_units_made_elsewhere_are_refused(tmp_path):
+    spec = make_spec()
+    arm = open_arm(tmp_path, spec)
+    arm.check_made_on({"device_kind": "TPU v5 lite"})
+    commit(arm, make_rows(spec), 0)
+    arm.check_made_on({"device_kind": "cpu"})
+    with pytest.raises(UserError, match=r"begun with device_kind = cpu, and here it is TPU"):
+        arm.check_made_on({"device_kind": "TPU v5 lite"})
 
 
 def test_members_that_are_not_finite_are_not_usable():

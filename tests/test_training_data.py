@@ -12,10 +12,16 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from training.data import DataConfig, Table, content_hash, load, nearest
-from training.errors import UserError
+from training import data
+from training.data import DataConfig, Table, content_hash
+from training.errors import UserError, nearest
 from training.examples import Examples
 from training.sources import FASHION_CLASSES
+
+
+def load(config):
+    """The split with every row that is left over."""
+    return data.load(config, spare_rows=10**6)
 
 
 def everything(split):
@@ -495,7 +501,7 @@ def test_content_hash_changes_with_dtype_shape_and_order(change):
 
 def test_content_hash_is_a_fixed_function():
     inputs = np.array([[1.0], [2.0]], np.float32)
-    digest = "c727c809eeac4ea170cf962beb6a2e021a44998430bdbcd9e5fbbe4dd8a9165f"
+    digest = "c727c809eeac4ea1"
     assert content_hash(table_of(inputs, [0, 1], [0, 1])) == digest
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datamodels.design import Bernoulli, Listed
-from training.bank import ArmSpec, Status, open_arm
+from training.bank import ArmSpec, Status, create_arms, open_arm
 from training.examples import Examples, fit_normaliser
 from training.models import ModelConfig, build_model
 from training.optim import OptimConfig
@@ -44,7 +44,8 @@ def sweeper():
 
 
 def run_sweep(sweeper, folder, design, spec, on_unit=lambda unit, rows: None):
-    arm = open_arm(folder, spec)
+    create_arms(folder, [spec])
+    arm = open_arm(folder / spec.name, spec)
     sweep(sweeper, arm, design, on_unit)
     return arm.read()
 
@@ -104,7 +105,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(sweeper, tmp_path):
 
     with pytest.raises(Stop):
         run_sweep(sweeper, tmp_path / "cut", design, spec, stop_after_two)
-    arm = open_arm(tmp_path / "cut", spec)
+    arm = open_arm(tmp_path / "cut" / "main", spec)
     assert arm.missing_units() == [2, 3, 4]
     made = []
     resumed = run_sweep(
@@ -118,7 +119,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(sweeper, tmp_path):
 def test_a_lost_unit_is_made_again_with_the_same_bits(sweeper, tmp_path):
     design, spec = Bernoulli(0.5), make_spec(Bernoulli(0.5), unit=16)
     before = run_sweep(sweeper, tmp_path, design, spec)
-    (tmp_path / "done" / "000001.json").unlink()
+    (tmp_path / "main" / "done" / "000001.json").unlink()
     made = []
     after = run_sweep(sweeper, tmp_path, design, spec, lambda unit, rows: made.append(unit))
     assert made == [1]

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Bool, Float32, Int, UInt8
 
-from training.errors import UserError
+from training.errors import UserError, reason
 
 TARGET_BLOCK = 1024
 """Targets in one inner chunk of the outputs."""
@@ -49,6 +50,10 @@ class Rows(NamedTuple):
     """True = kept."""
     outputs: Float32[np.ndarray, "m t"]
     status: UInt8[np.ndarray, " m"]
+
+    def take(self, chosen: Bool[np.ndarray, " m"]) -> "Rows":
+        """Some of the members."""
+        return Rows(*(part[chosen] for part in self))
 
     @property
     def usable(self) -> Bool[np.ndarray, " m"]:
@@ -113,8 +118,14 @@ class Arm:
         members = self.spec.unit_rows(unit)
         region = slice(int(members[0]), int(members[-1]) + 1)
         writes = [self._arrays[name][region].write(part) for name, part in parts.items()]
-        for write in writes:
-            write.result()
+        try:
+            for write in writes:
+                write.result()
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            raise UserError(
+                f"cannot write unit {unit} to {self.folder} ({reason(error)}); free some space "
+                f"and run the same command again: finished units are kept"
+            ) from error
         record = {
             "unit": unit,
             "members": [region.start, region.stop],
@@ -135,11 +146,31 @@ class Arm:
                 f"{self.folder} lacks {len(missing)} of {self.spec.units} units (first: "
                 f"{missing[0]}); run the sweep again to make what is missing"
             )
-        parts = {name: array.read().result() for name, array in self._arrays.items()}
+        try:
+            parts = {name: array.read().result() for name, array in self._arrays.items()}
+        except (OSError, ValueError) as error:  # a shard that cannot even be decoded
+            raise UserError(
+                f"{self.folder} is damaged ({reason(error)}); delete that folder and sweep again"
+            ) from error
         for unit in range(self.spec.units):
             self._check(unit, parts)
         masks = np.unpackbits(parts["masks"], axis=1, count=self.spec.groups).astype(bool)
         return Rows(masks, parts["outputs"], parts["status"])
+
+    def check_made_on(self, made_on: dict[str, Any]) -> None:
+        """Refuse to add units made elsewhere: low bits depend on device, layout and version.
+
+        Raises:
+            UserError: finished units were made on something else.
+        """
+        done = sorted((self.folder / "done").glob("*.json"))
+        stored = json.loads(done[0].read_text(encoding="utf-8"))["made_on"] if done else made_on
+        for name, value in made_on.items():
+            if stored[name] != value:
+                raise UserError(
+                    f"{self.folder} was begun with {name} = {stored[name]}, and here it is "
+                    f"{value}; go on where it was begun, or allow it with --sweep.allow-mixed True"
+                )
 
     def _check(self, unit: int, parts: dict[str, np.ndarray]) -> None:
         record = json.loads(self._record(unit).read_text(encoding="utf-8"))
@@ -155,16 +186,28 @@ class Arm:
         return self.folder / "done" / f"{unit:06d}.json"
 
 
-def open_arm(folder: Path, spec: ArmSpec) -> Arm:
-    """Open an arm, creating it first when it does not exist.
+def create_arms(folder: Path, specs: Sequence[ArmSpec]) -> None:
+    """Create the arms that do not exist yet, each in a folder of its name.
 
     Raises:
-        UserError: the folder holds an arm of another spec; too little disk for a new one.
+        UserError: too little disk for all of them.
+    """
+    new = [spec for spec in specs if not (folder / spec.name / "arm.json").exists()]
+    _check_disk(folder, new)
+    for spec in new:
+        text = json.dumps(asdict(spec), indent=1) + "\n"
+        write_atomically(folder / spec.name / "arm.json", text)
+
+
+def open_arm(folder: Path, spec: ArmSpec) -> Arm:
+    """Open an arm that `create_arms` made.
+
+    Raises:
+        UserError: there is none, or it is of another spec.
     """
     marker = folder / "arm.json"
     if not marker.exists():
-        _check_disk(folder, spec)
-        write_atomically(marker, json.dumps(asdict(spec), indent=1) + "\n")
+        raise UserError(f"{folder} holds no retrained members yet; sweep or verify first")
     stored = json.loads(marker.read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(asdict(spec)))
     # The unit size is how the work was cut, not what the arm is: the stored one holds.
@@ -189,14 +232,15 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _check_disk(folder: Path, spec: ArmSpec) -> None:
+def _check_disk(folder: Path, specs: Sequence[ArmSpec]) -> None:
     existing = next(path for path in [folder, *folder.parents] if path.exists())
-    free = shutil.disk_usage(existing).free
-    if spec.bytes() > free:
+    free, needed = shutil.disk_usage(existing).free, sum(spec.bytes() for spec in specs)
+    if needed > free:
+        members = sum(spec.members for spec in specs)
         raise UserError(
-            f"the bank's arm {spec.name} needs {spec.bytes() / 1e9:.1f} GB for {spec.members} "
-            f"members x {spec.targets} targets, but {existing} has {free / 1e9:.1f} GB free; "
-            f"choose another --out or fewer members or targets"
+            f"the bank needs {needed / 1e9:.1f} GB for {members} members x {specs[0].targets} "
+            f"targets, but {existing} has {free / 1e9:.1f} GB free; choose another --out or fewer "
+            f"members or targets"
         )
 
 

@@ -1,24 +1,20 @@
 """From a source of examples to the arrays of a run: columns, checks, split and content hash."""
 
-import difflib
 import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import PIL.Image
 from jaxtyping import Float32, Int, Int32, Int64, Num, UInt8
 
-from training.errors import UserError, reason
+from training.errors import UserError, nearest, reason
 from training.examples import Examples
 from training.sources import Splits, load_source
-
-SPARE_ROWS = 1000
-"""Unused rows that are loaded all the same, as inputs to try attacks on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Table:
 
 
 class Split(NamedTuple):
-    """What a run reads: training examples, clean targets, and up to 1,000 rows of neither."""
+    """What a run reads: training examples, clean targets, and some rows of neither."""
 
     train: Table
     targets: Table
@@ -74,8 +70,13 @@ class Split(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def load(config: DataConfig) -> Split:
+def load(config: DataConfig, spare_rows: int = 0) -> Split:
     """Load, split and check the examples.
+
+    Args:
+        config: where from, and how to split.
+        spare_rows: how many rows to load that are neither trained on nor targets, if there are
+            so many.
 
     Raises:
         UserError: a source, split, column, id or value that is missing or unfit; the message
@@ -92,7 +93,7 @@ def load(config: DataConfig) -> Split:
         dataset = _append(dataset, splits[config.target_split])
     _check_name("data.label", config.label, dataset.column_names, "column")
     columns = _input_columns(config, dataset)
-    parts = _split_rows(config, len(dataset), boundary)
+    parts = _split_rows(config, len(dataset), boundary, spare_rows)
     table = _table(dataset, columns, config.label, np.concatenate(parts))
     ends = np.cumsum([0, *map(len, parts)])
     train, targets, spare = (
@@ -102,19 +103,21 @@ def load(config: DataConfig) -> Split:
 
 
 def content_hash(table: Table) -> str:
-    """SHA-256 of ids, labels and inputs: their bytes, dtypes and shapes."""
+    """Short hash of ids, inputs and labels: their bytes, dtypes and shapes."""
+    return _hash(table.ids, table.examples.inputs, table.examples.labels)
+
+
+def examples_hash(examples: Examples) -> str:
+    """Short hash of inputs and labels."""
+    return _hash(examples.inputs, examples.labels)
+
+
+def _hash(*arrays: Any) -> str:
     digest = hashlib.sha256()
-    for array in (table.ids, table.examples.inputs, table.examples.labels):
-        array = np.ascontiguousarray(array)
+    for array in map(np.ascontiguousarray, arrays):
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint like ' (did you mean "label"?)', or nothing when no known name is near."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+    return digest.hexdigest()[:16]
 
 
 def _check_name(key: str, name: str, known: Sequence[str], what: str) -> None:
@@ -147,7 +150,7 @@ def _append(dataset: datasets.Dataset, targets: datasets.Dataset) -> datasets.Da
 
 
 def _split_rows(
-    config: DataConfig, rows: int, boundary: int | None
+    config: DataConfig, rows: int, boundary: int | None, spare_rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sorted row numbers of (training examples, targets, some of the rest).
 
@@ -182,7 +185,7 @@ def _split_rows(
         )
     train = free[:count]
     spare = shuffle[~np.isin(shuffle, np.concatenate([train, targets]))]
-    return np.sort(train), np.sort(targets), np.sort(spare[:SPARE_ROWS])
+    return np.sort(train), np.sort(targets), np.sort(spare[:spare_rows])
 
 
 def _read_ids(path: Path, rows: int) -> Int64[np.ndarray, " t"]:
@@ -246,6 +249,11 @@ def _column(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, "
     if isinstance(feature, datasets.Image):
         return _decode_images(dataset, name, ids)
     if isinstance(feature, datasets.Array3D) and feature.dtype == "uint8":
+        if feature.shape[2] not in (1, 3):
+            raise UserError(
+                f'data.input = "{name}" holds images of shape {feature.shape}; store them as '
+                f"(height, width, channels) with 1 or 3 channels"
+            )
         column = dataset.with_format("numpy", columns=[name], dtype=np.uint8)[:][name]
         return np.asarray(column).reshape(-1, *feature.shape)
     numbers = _numbers(dataset, name, ids)
@@ -264,13 +272,17 @@ def _single_numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Float32[n
     return numbers
 
 
+# What pillow raises on bad files.
+UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
+
+
 def _decode_images(dataset: datasets.Dataset, name: str, ids: Ids) -> UInt8[np.ndarray, "n h w c"]:
     images: list[np.ndarray] = []
     rows = iter(dataset[name])
     for number in ids:
         try:
             array = _pixels(next(rows))
-        except (OSError, SyntaxError, ValueError) as error:  # what pillow raises on bad files
+        except UNREADABLE as error:
             raise UserError(
                 f'data.input = "{name}": the image of row {number} cannot be read '
                 f"({reason(error)}); mend or remove it"
@@ -286,8 +298,10 @@ def _decode_images(dataset: datasets.Dataset, name: str, ids: Ids) -> UInt8[np.n
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 
 
-def _pixels(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
+def _pixels(image: PIL.Image.Image | None) -> UInt8[np.ndarray, "h w c"]:
     """8-bit grey (one channel) or colour (three); 16-bit grey keeps its upper 8 bits."""
+    if image is None:
+        raise ValueError("it is missing")
     if image.mode.startswith("I"):
         return (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None]
     if image.mode in ("1", "L"):

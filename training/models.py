@@ -122,7 +122,7 @@ def import_function(path: str, key: str) -> Callable[..., Any]:
         raise UserError(f'{key} = "{path}" must read "package.module:function"')
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way
         raise UserError(
             f'{key} = "{path}": cannot import {module_name} '
             f"({reason(error)}); is its folder on PYTHONPATH?"

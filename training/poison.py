@@ -1,7 +1,9 @@
 """Planted poison with recorded truth, so that detection can be scored.
 
-Every attack keeps trial inputs on which its own success is measured, and they serve nothing
-else: an attack that failed on the model is reported as failed, never scored as a detection.
+Every attack's own success is measured. That of a backdoor is measured on triggered inputs kept
+apart for it: one that failed on the model is reported as failed, never scored as a detection. A
+flipped label is wrong whether or not the model learns it, so flips cannot fail; their success is
+the share of them that the model fits.
 """
 
 from dataclasses import dataclass

@@ -17,6 +17,7 @@ Splits = dict[str, datasets.Dataset]
 
 FILE_BUILDERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+BUILTIN_SOURCES = ("digits", "breast_cancer", "fashion_mnist")
 FASHION_PACKAGE = "dataset-fashion-mnist"
 FASHION_CLASSES = [
     "T-shirt", "trouser", "pullover", "dress", "coat",

@@ -38,6 +38,8 @@ class SweepConfig:
     """Members side by side on one device; fixed for a run, since low bits depend on it."""
     unit: int = 64
     """Members of one unit of work: what an interruption can lose."""
+    allow_mixed: bool = False
+    """Let a sweep go on with another device kind, layout or JAX version: low bits may differ."""
 
 
 class Task(NamedTuple):
@@ -133,7 +135,14 @@ def _make_member(task: Task) -> Callable[..., tuple[Array, Array]]:
     return member
 
 
-def sweep(sweeper: Sweeper, arm: Arm, design: Design, on_unit: Callable[[int, Rows], None]) -> None:
+def sweep(
+    sweeper: Sweeper,
+    arm: Arm,
+    design: Design,
+    on_unit: Callable[[int, Rows], None],
+    *,
+    allow_mixed: bool = False,
+) -> None:
     """Make every unit of the arm that is missing; what is done is left alone.
 
     Interrupted at any point, a later call continues and ends with the same bits.
@@ -143,7 +152,14 @@ def sweep(sweeper: Sweeper, arm: Arm, design: Design, on_unit: Callable[[int, Ro
         arm: where the members go.
         design: gives each member its mask, row and replicate.
         on_unit: called after each commit with the unit's number and rows.
+        allow_mixed: go on even where finished units were made on another device kind, layout or
+            JAX version.
+
+    Raises:
+        UserError: they were, and it is not allowed; or a unit cannot be written.
     """
+    if not allow_mixed:
+        arm.check_made_on(sweeper.made_on())
     root = root_key(arm.spec.seed, arm.spec.stream)
     for unit in arm.missing_units():
         members = arm.spec.unit_rows(unit)
