@@ -1,11 +1,14 @@
 """The arms of a run's bank: their designs, and what every member of them does."""
 
+import math
+
 from datamodels.design import Bernoulli
 from influence.config import Config
 from influence.experiment import Experiment
 from influence.run import Run
 from training.bank import ArmSpec, Rows, open_arm
-from training.sweep import Task
+from training.parallel import local_layout
+from training.sweep import SweepConfig, Task
 
 STREAMS = {"main": 0, "replicates": 1, "verification": 2}
 """Which root key each arm draws from; a number is never given to another arm."""
@@ -30,13 +33,19 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
             members=members[name],
             groups=len(experiment.train),
             targets=len(experiment.targets),
-            unit=min(sweep.unit, members[name]),
+            unit=unit_size(sweep, members[name]),
             seed=sweep.seed,
             stream=STREAMS[name],
             design=design.describe(),
         )
         for name, design in designs(experiment.config).items()
     }
+
+
+def unit_size(sweep: SweepConfig, members: int) -> int:
+    """The unit of a new arm: whole launches of this machine, so that no device runs for nothing."""
+    launch = local_layout(sweep.width).launch
+    return min(math.ceil(sweep.unit / launch) * launch, members)
 
 
 def main_task(experiment: Experiment) -> Task:

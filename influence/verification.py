@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from datamodels.design import Listed
 from influence import counterfactual
-from influence.arms import STREAMS, main_task
+from influence.arms import STREAMS, main_task, unit_size
 from influence.artifacts import load_datamodel, read_scores
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
@@ -64,7 +64,7 @@ def planned(run: Run, experiment: Experiment) -> tuple[ArmSpec, Listed]:
         members=len(design.listed),
         groups=len(flagged),
         targets=2 * len(inputs),
-        unit=min(config.sweep.unit, len(design.listed)),
+        unit=unit_size(config.sweep, len(design.listed)),
         seed=config.audit.seed,
         stream=STREAMS["verification"],
         design=described,

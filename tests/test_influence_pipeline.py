@@ -138,7 +138,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 
 def test_the_unit_size_changes_no_bit_of_a_run(finished, tmp_path):
-    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), "--sweep.unit", "8"]
+    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), "--sweep.unit", "64"]
     assert main(words) == 0
     for run in (finished, tmp_path / "run"):
         assert main(["fit", str(run)]) == 0

@@ -37,7 +37,7 @@ class SweepConfig:
     width: int = 8
     """Members side by side on one device; fixed for a run, since low bits depend on it."""
     unit: int = 64
-    """Members of one unit of work: what an interruption can lose."""
+    """Members of one unit of work: what an interruption can lose; rounded up to fill devices."""
     allow_mixed: bool = False
     """Let a sweep go on with another device kind, layout or JAX version: low bits may differ."""
 
