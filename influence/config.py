@@ -181,7 +181,7 @@ def check(config: Config) -> None:
     require(0 < optim.learning_rate < math.inf, "optim.learning_rate", "above 0 and finite")
     require(0 <= optim.momentum < 1, "optim.momentum", "at least 0 and below 1")
     require(0 <= optim.weight_decay < math.inf, "optim.weight_decay", "at least 0 and finite")
-    require(config.model.width >= 1, "model.width", "at least 1")
+    require(config.model.width >= 0, "model.width", "at least 0")
     for section in ("data", "poison", "sweep", "audit"):
         seed = getattr(config, section).seed
         # JAX keeps 32 bits of a seed: larger ones would collide.

@@ -22,6 +22,9 @@ from training.train import Recipe
 NUMERICS_VERSION = 1
 """Raised by hand when a change to the code changes the bits of a sweep."""
 
+FEWEST_EXAMPLES = 10
+"""Training examples below which nothing can be said."""
+
 SPARE_ROWS = 1000
 """Unused rows that a backdoor may try its trigger on."""
 
@@ -79,6 +82,11 @@ def prepare(config: Config) -> Experiment:
         [np.asarray(table.examples.labels) for table in (split.train, split.targets, split.spare)]
     )
     classes = _classes(config, labels)
+    if len(split.train) < FEWEST_EXAMPLES:
+        raise UserError(
+            f"{len(split.train)} training examples are too few to audit; at least "
+            f"{FEWEST_EXAMPLES} are needed"
+        )
     train, attacks = plant(config.poison, split, classes)
     model = build_model(config.model, train.examples.inputs.shape[1:], classes)
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
@@ -140,6 +148,10 @@ def _classes(config: Config, labels: Int[np.ndarray, " n"]) -> int:
         raise UserError(
             f'data.label = "{config.data.label}" holds {len(np.unique(labels))} different labels '
             f"up to {largest}; number the classes 0, 1, 2, ..."
+        )
+    if largest == 0:
+        raise UserError(
+            f'data.label = "{config.data.label}" holds 0 alone; at least two classes are needed'
         )
     if classes < 2 or largest >= classes:
         raise UserError(

@@ -15,6 +15,7 @@ from influence.artifacts import (
     save_scores,
 )
 from influence.audit import flag, score, suspect
+from influence.caveats import caveats
 from influence.config import Config, read_config
 from influence.experiment import Experiment, prepare
 from influence.progress import say, sweep_progress
@@ -71,13 +72,7 @@ def fit_stage(run: Run, experiment: Experiment) -> None:
     model = attribution.fit(parts, config.fit)
     quality = attribution.judge(model, parts, replicates, config.sweep.replicate_seeds)
     save_datamodel(run, model, quality)
-    fitted = attribution.summary(model, quality, experiment.targets, main, replicates)
-    if fitted["certified"] < 1:
-        say(
-            f"Warning: {1 - fitted['certified']:.1%} of the targets are not solved to the "
-            f"certified gap (largest: {fitted['largest_relative_gap']:.1e})"
-        )
-    run.replace_audit(fit=fitted)
+    run.replace_audit(fit=attribution.summary(model, quality, experiment.targets, main, replicates))
 
 
 def audit_stage(run: Run, experiment: Experiment) -> None:
@@ -116,6 +111,8 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
         "detection": detection.summary(experiment.attacks, read_scores(run), found.success),
     }
     run.replace_audit(**metrics)
+    for caveat in caveats(run.read_audit()):
+        say(f"Warning: {caveat}")
 
 
 def report_stage(run: Run, experiment: Experiment) -> None:

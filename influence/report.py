@@ -13,6 +13,7 @@ from PIL import Image
 
 from influence import plots
 from influence.attribution import Quality
+from influence.caveats import caveats
 from influence.counterfactual import Change
 from influence.experiment import Experiment
 from influence.run import Run
@@ -57,6 +58,7 @@ def write_report(
         protocol=metrics["protocol"],
         unit="logits" if experiment.config.sweep.output == "margin" else "output units",
         members=metrics["fit"]["members"],
+        caveats=caveats(metrics),
         rows=_ranked_rows(experiment, scores),
         has_pictures=_is_image(experiment),
         quality_plot=plots.quality(quality.r2[clean], quality.ceiling[clean]),
@@ -119,7 +121,8 @@ def _short_manifest(run: Run) -> str:
 def _number(value: float | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
+    text = f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
+    return text.replace("-", "−")
 
 
 def _percent(value: float | None) -> str:

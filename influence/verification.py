@@ -122,6 +122,7 @@ def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
     return {
         "attack_success": success[attack.name] if attack else None,
         "accuracy": _shown(found.accuracy),
+        "majority": _majority_share(experiment.targets.examples.take(experiment.targets.clean)),
         "success_by_attack": success,
         "target_outputs": {
             name: _levels(found, block) | _change_summary(found.change, block)
@@ -131,6 +132,11 @@ def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
         "seeds": experiment.config.audit.seeds,
         "not_finite": found.not_finite,
     }
+
+
+def _majority_share(examples: Examples) -> float:
+    """The accuracy of always naming the commonest class."""
+    return float(np.bincount(examples.labels).max() / len(examples))
 
 
 def _shown(cells: dict[str, Interval]) -> dict[str, Interval]:

@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from influence import attribution, counterfactual
 from influence.audit import Scores, best_rank, flag, score, suspect
+from influence.caveats import caveats
 from influence.config import FitConfig
 from influence.counterfactual import CELLS
 from influence.detection import detection_metrics
@@ -173,6 +174,29 @@ def test_an_interval_is_students_and_leaves_out_lost_members():
     mean, low, high = counterfactual.interval(values)
     expected = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
     assert (mean, low, high) == pytest.approx((7 / 3, expected.low, expected.high))
+
+
+SOUND = {
+    "fit": {"not_finite": 0, "r2": 0.5, "certified": 1.0, "largest_relative_gap": 1e-6},
+    "verify": {"not_finite": 0, "accuracy": {"before": [0.9, 0.8, 1.0]}, "majority": 0.3},
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    [
+        ("fit", {"not_finite": 3}, "3 members diverged"),
+        ("verify", {"not_finite": 2}, "2 members diverged"),
+        ("fit", {"r2": -0.1}, "no better than their mean"),
+        ("fit", {"r2": None}, "no better than their mean"),
+        ("fit", {"certified": 0.9}, "10.0% of the targets are not solved"),
+        ("verify", {"majority": 0.95}, "always naming the commonest class"),
+    ],
+)
+def test_a_reader_is_warned_of_figures_that_mean_nothing(section, change, said):
+    assert caveats(SOUND) == []
+    (caveat,) = caveats(SOUND | {section: SOUND[section] | change})
+    assert said in caveat
 
 
 def make_bank(rows=60, groups=8, targets=3, seed=0):

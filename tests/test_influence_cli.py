@@ -105,7 +105,7 @@ def test_a_mistake_in_config_or_data(tmp_path, capsys, data, sections, message):
         (lambda row, v: [*v[:2], "-1"] if row == 9 else v, "holds -1 in row 9"),
         (lambda row, v: [*v[:2], "yes"], "holds 'yes' in row"),
         (lambda row, v: ["word", *v[1:]], 'column "a" is not numbers'),
-        (lambda row, v: [*v[:2], "0"], "at least two classes are needed"),
+        (lambda row, v: [*v[:2], "0"], "holds 0 alone; at least two classes are needed"),
     ],
 )
 def test_a_mistake_in_a_table(tmp_path, capsys, change, message):
@@ -135,7 +135,13 @@ def test_too_little_disk(tmp_path, capsys):
 def test_a_tables_labels_may_not_be_missing(tmp_path, capsys):
     source = csv_of(tmp_path, lambda row, v: [*v[:2], ""] if row == 5 else v)
     config = config_for(tmp_path, f'source = "{source}"')
-    assert "labels must be integers" in refused(capsys, "run", config)
+    assert "is missing in row 5" in refused(capsys, "run", config)
+
+
+def test_too_few_examples_are_refused(tmp_path, capsys):
+    source = csv_of(tmp_path)
+    config = config_for(tmp_path, f'source = "{source}"\ntrain_count = 9')
+    assert "9 training examples are too few" in refused(capsys, "run", config)
 
 
 def test_help_of_run_lists_every_key_without_starting_jax():

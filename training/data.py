@@ -334,6 +334,11 @@ def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, 
 
 def _labels(dataset: datasets.Dataset, name: str, ids: Ids) -> Int32[np.ndarray, " n"]:
     values = dataset.with_format(None)[name][:]
+    # A missing label first: it also turns the others into floats.
+    if None in values:
+        raise UserError(
+            f'data.label = "{name}" is missing in row {ids[values.index(None)]}; fill it'
+        )
     for row, value in zip(ids, values, strict=True):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
             raise UserError(

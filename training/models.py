@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ class ModelConfig:
     """A built-in model: linear, mlp or cnn. Not read when `factory` is given."""
     factory: str = ""
     """Your own model, "package.module:function"; see docs/own_model.md."""
-    width: int = 128
-    """Hidden units of the mlp; channels of the first layer of the cnn."""
+    width: int = 0
+    """Hidden units of the mlp (0: 128), or channels of the cnn's first layer (0: 8)."""
     classes: int = 0
     """Number of classes; 0 takes the largest label + 1."""
 
@@ -99,14 +100,14 @@ def _builtin(config: ModelConfig, shape: tuple[int, ...]) -> Factory:
         case "linear":
             return Linear
         case "mlp":
-            return lambda shape, classes, *, rngs: MLP(shape, classes, config.width, rngs=rngs)
+            return partial(MLP, width=config.width or 128)
         case "cnn":
             if len(shape) != 3 or min(shape[:2]) < 4:
                 raise UserError(
                     f'model.name = "cnn" needs images of at least 4x4 pixels, but one input has '
                     f'shape {shape}; use "mlp" or "linear"'
                 )
-            return lambda shape, classes, *, rngs: CNN(shape, classes, config.width, rngs=rngs)
+            return partial(CNN, width=config.width or 8)
     raise UserError(f'model.name = "{config.name}" is unknown; choose linear, mlp or cnn')
 
 

@@ -18,7 +18,7 @@ class OptimConfig:
     """sgd (with momentum) or adamw."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
     """Learning rate over the steps."""
-    learning_rate: float = 0.2
+    learning_rate: float = 0.05
     """The constant, the first (cosine) or the highest (one_cycle) learning rate."""
     momentum: float = 0.9
     """Of sgd (Nesterov)."""

@@ -1,0 +1,32 @@
+"""What a reader must know before believing a run's figures."""
+
+from typing import Any
+
+
+def caveats(metrics: dict[str, Any]) -> list[str]:
+    """One sentence for each reason to doubt, from audit.json; none for a sound run."""
+    fit, verify = metrics["fit"], metrics["verify"]
+    lost = fit["not_finite"] + verify["not_finite"]
+    found = []
+    if lost:
+        found.append(
+            f"{lost} members diverged and were left out: the learning rate is too high, and "
+            f"others may be close to diverging. Lower optim.learning_rate."
+        )
+    if fit["r2"] is None or fit["r2"] <= 0:
+        found.append(
+            "The datamodel predicts held-out members no better than their mean: its weights mean "
+            "nothing here. More members, or a stabler training, are needed."
+        )
+    if verify["accuracy"]["before"][0] <= verify["majority"]:
+        found.append(
+            f"Trained on everything, the model is right on {verify['accuracy']['before'][0]:.0%} "
+            f"of the targets, no better than always naming the commonest class "
+            f"({verify['majority']:.0%}). Train it better before auditing its data."
+        )
+    if fit["certified"] < 1:
+        found.append(
+            f"{1 - fit['certified']:.1%} of the targets are not solved to the certified gap "
+            f"(largest: {fit['largest_relative_gap']:.1e})."
+        )
+    return found
