@@ -17,6 +17,8 @@ PATH_TOLERANCE = 1e-4
 standard deviation of the output, so 1e-3 would be felt in the choice of the penalty."""
 PATIENCE = 3
 """Penalties in a row that may fail to help before a target leaves the path."""
+FIRST_PATIENCE = 8
+"""The same before any helped, which takes a target to about 0.15 of its largest penalty."""
 WIDTH_STEP = 128
 """Targets on the path are solved in multiples of this many."""
 CERTIFIED = 1e-5
@@ -112,8 +114,8 @@ def _choose(
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, "g t"], Float[np.ndarray, " t"]]:
     """Per target: best share of the largest lam, the weights there, and their validation R2.
 
-    A target leaves the path once `PATIENCE` penalties in a row did not help it after one that
-    did: small penalties are by far the dearest to solve, and few targets need them.
+    A target leaves the path once several penalties in a row did not help it: small ones are by far
+    the dearest to solve, above all with fewer masks than groups, and few targets need them.
     """
     problem = moments(masks[:-held], outputs[:-held])
     unseen = masks[-held:] - problem.mean_mask.astype(np.float32)
@@ -124,7 +126,8 @@ def _choose(
     best_weights = np.zeros(problem.correlation.shape, np.float32)
     weights = best_weights.copy()
     for position, fraction in enumerate(LAM_FRACTIONS):
-        active = np.flatnonzero((best_position == 0) | (position - best_position <= PATIENCE))
+        patience = np.where(best_position == 0, FIRST_PATIENCE, PATIENCE)
+        active = np.flatnonzero(position - best_position <= patience)
         if not active.size:
             break
         # Filled up with repetitions, so that few widths have to be compiled.
