@@ -167,11 +167,10 @@ def check_same(run: Run, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> N
     ]
     if not differs:
         return
-    name, left, right = differs[0], before.get(differs[0]), now.get(differs[0])
     # A hash says little: name the key of the config behind it, if there is one.
-    for key, first, second in _config_changes(read_config(run.config), experiment.config):
-        name, left, right = key, first, second
-        break
+    changes = _config_changes(read_config(run.config), experiment.config)
+    changes += [(name, before.get(name), now.get(name)) for name in differs]
+    name, left, right = changes[0]
     raise UserError(
         f"{run.path} holds a different run: {name} is {_shown(left)} there and {_shown(right)} "
         f"here; choose another --out"
