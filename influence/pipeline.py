@@ -78,6 +78,7 @@ def fit_stage(run: Run, experiment: Experiment) -> None:
 def audit_stage(run: Run, experiment: Experiment) -> None:
     """Score and rank the training examples, and flag the first of the rank."""
     run.require(run.datamodel, "fit")
+    run.require(run.audit, "fit")
     main, _ = read_arms(run, experiment)
     model, _ = load_datamodel(run)
     config = experiment.config

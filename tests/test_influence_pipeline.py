@@ -102,7 +102,12 @@ def test_stages_alone_rebuild_what_was_lost(copied):
 
 @pytest.mark.parametrize(
     ("stage", "gone"),
-    [("audit", "datamodel"), ("verify", "scores.parquet"), ("report", "audit.json")],
+    [
+        ("audit", "datamodel"),
+        ("audit", "audit.json"),
+        ("verify", "scores.parquet"),
+        ("report", "audit.json"),
+    ],
 )
 def test_a_stage_names_the_one_to_run_first(copied, capsys, stage, gone):
     path = copied / gone
