@@ -1,6 +1,5 @@
 """Additive datamodels: output = intercept + one weight a kept group (Ilyas et al. 2022)."""
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -19,8 +18,6 @@ PATIENCE = 3
 """Penalties in a row that may fail to help before a target leaves the path."""
 FIRST_PATIENCE = 8
 """The same before any helped, which takes a target to about 0.15 of its largest penalty."""
-WIDTH_STEP = 128
-"""Targets on the path are solved in multiples of this many."""
 CERTIFIED = 1e-5
 """Relative duality gap below which a fit counts as solved."""
 
@@ -130,12 +127,10 @@ def _choose(
         active = np.flatnonzero(position - best_position <= patience)
         if not active.size:
             break
-        # Filled up with repetitions, so that few widths have to be compiled.
-        padded = np.resize(active, math.ceil(len(active) / WIDTH_STEP) * WIDTH_STEP)
-        weights[:, padded] = solve(
-            select(problem, padded),
-            fraction * top[padded],
-            start=weights[:, padded],
+        weights[:, active] = solve(
+            select(problem, active),
+            fraction * top[active],
+            start=weights[:, active],
             tolerance=PATH_TOLERANCE,
             step=step,
         ).weights

@@ -13,7 +13,6 @@ judged by its duality gap, never by a number of iterations.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,12 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.sparse.linalg import eigsh
 
 TARGET_BLOCK = 1024
-"""Targets solved in one program: bounds memory, and lets easy blocks stop early."""
+"""Targets solved in one program: bounds memory."""
+WIDTH_STEP = 128
+"""Programs are compiled for multiples of this many targets, and for fewer at powers of two."""
+EASY = 50
+"""Iterations before solved targets leave: a shorter solve is over before a narrower program is
+compiled."""
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +66,14 @@ class Solution(NamedTuple):
     """(primal - dual) / (y'y / 2m), in float64; 0 at the optimum."""
     iterations: int
     """Of the block of targets that took most."""
+
+
+class _Task(NamedTuple):
+    """What one program solves, in float32 and in units of each target's standard deviation."""
+
+    correlation: Float[Array, "g t"]
+    energy: Float[Array, " t"]
+    lam: Float[Array, " t"]
 
 
 class _State(NamedTuple):
@@ -165,20 +177,64 @@ def solve(
     gram = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), problem.gram)
     weights, iterations = np.empty_like(start), 0
     targets = np.arange(len(unit))
-    for block in np.array_split(targets, math.ceil(len(unit) / TARGET_BLOCK)):
-        scaled, taken = _iterate(
-            gram,
+    for first in range(0, len(unit), TARGET_BLOCK):
+        block = _padded(targets[first : first + TARGET_BLOCK])
+        task = _Task(
             jnp.asarray(problem.correlation[:, block] / unit[block], jnp.float32),
             jnp.asarray(problem.energy[block] / unit[block] ** 2, jnp.float32),
             jnp.asarray(lam[block] / unit[block], jnp.float32),
+        )
+        scaled, taken = _solve_block(
+            gram,
+            task,
             jnp.asarray(start[:, block] / unit[block], jnp.float32),
             jnp.float32(step),
-            jnp.float32(tolerance),
+            tolerance,
             max_iterations,
         )
-        weights[:, block] = np.asarray(scaled) * unit[block]
-        iterations = max(iterations, int(taken))
+        weights[:, block] = scaled * unit[block]
+        iterations = max(iterations, taken)
     return Solution(weights, relative_gap(weights, problem, lam), iterations)
+
+
+def _solve_block(
+    gram: Float[Array, "g g"] | Factored,
+    task: _Task,
+    start: Float[Array, "g t"],
+    step: Float[Array, ""],
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Float[np.ndarray, "g t"], int]:
+    """Weights, and the iterations of the slowest target. Targets that are solved leave."""
+    state = _begin(gram, task, start)
+    state = _advance(gram, task, state, step, tolerance, 0, min(EASY, max_iterations))
+    weights = np.array(state.weights)
+    targets = np.arange(len(task.lam))
+    while True:
+        unsolved = np.flatnonzero(np.asarray(state.gap) > tolerance)
+        if not unsolved.size or state.iteration >= max_iterations:
+            return weights, int(state.iteration)
+        if 2 * unsolved.size <= len(targets):
+            unsolved = _padded(unsolved)
+            targets = targets[unsolved]
+            task, state = _pick((task, state), unsolved)
+        # Narrow programs gain little from narrower ones.
+        leave = len(targets) // 2 if len(targets) > WIDTH_STEP else 0
+        state = _advance(gram, task, state, step, tolerance, leave, max_iterations)
+        weights[:, targets] = state.weights
+
+
+def _pick(tree: Any, targets: Int[np.ndarray, " k"]) -> Any:
+    """Some of the targets, the last axis of every array that has one."""
+    return jax.tree.map(lambda part: part[..., targets] if part.ndim else part, tree)
+
+
+def _padded(targets: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
+    """Filled up with repetitions to one of few widths, as each width has to be compiled."""
+    count = len(targets)
+    if count <= WIDTH_STEP:
+        return np.resize(targets, 1 << (count - 1).bit_length() if count else 0)
+    return np.resize(targets, math.ceil(count / WIDTH_STEP) * WIDTH_STEP)
 
 
 def _unit(problem: Moments) -> Float[np.ndarray, " t"]:
@@ -202,23 +258,38 @@ def _gap(np_or_jnp, weights, product, correlation, energy, lam):  # noqa: ANN001
     return (primal - dual) / xp.maximum(energy / 2, 1e-30)
 
 
-@partial(jax.jit, static_argnames="max_iterations")
-def _iterate(
+@jax.jit
+def _begin(gram: Float[Array, "g g"] | Factored, task: _Task, start: Float[Array, "g t"]) -> _State:
+    product = gram @ start
+    return _State(
+        start,
+        product,
+        start,
+        product,
+        jnp.ones_like(task.lam),
+        _gap(jnp, start, product, *task),
+        jnp.int32(0),
+    )
+
+
+@jax.jit
+def _advance(
     gram: Float[Array, "g g"] | Factored,
-    correlation: Float[Array, "g t"],
-    energy: Float[Array, " t"],
-    lam: Float[Array, " t"],
-    start: Float[Array, "g t"],
+    task: _Task,
+    state: _State,
     step: Float[Array, ""],
     tolerance: Float[Array, ""],
-    max_iterations: int,
-) -> tuple[Float[Array, "g t"], Int[Array, ""]]:
-    def go_on(state: _State) -> Bool[Array, ""]:
-        return (state.gap > tolerance).any() & (state.iteration < max_iterations)
+    leave: Int[Array, ""],
+    limit: Int[Array, ""],
+) -> _State:
+    """Iterate until at most `leave` targets are unsolved, or up to iteration `limit`."""
 
-    def advance(state: _State) -> _State:
-        moved = state.ahead + step * (correlation - state.ahead_product)
-        weights = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - step * lam[None], 0)
+    def go_on(state: _State) -> Bool[Array, ""]:
+        return ((state.gap > tolerance).sum() > leave) & (state.iteration < limit)
+
+    def iterate(state: _State) -> _State:
+        moved = state.ahead + step * (task.correlation - state.ahead_product)
+        weights = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - step * task.lam[None], 0)
         product = gram @ weights
         # Momentum of a target starts anew when it points uphill.
         change = weights - state.weights
@@ -232,19 +303,8 @@ def _iterate(
             weights + push * change,
             product + push * (product - state.product),
             next_inertia,
-            _gap(jnp, weights, product, correlation, energy, lam),
+            _gap(jnp, weights, product, *task),
             state.iteration + 1,
         )
 
-    product = gram @ start
-    state = _State(
-        start,
-        product,
-        start,
-        product,
-        jnp.ones_like(lam),
-        _gap(jnp, start, product, correlation, energy, lam),
-        jnp.int32(0),
-    )
-    state = jax.lax.while_loop(go_on, advance, state)
-    return state.weights, state.iteration
+    return jax.lax.while_loop(go_on, iterate, state)

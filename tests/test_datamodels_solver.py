@@ -1,5 +1,7 @@
 """The lasso solver and its certificate."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -304,3 +306,27 @@ def test_blocks_of_targets_give_the_same_solution(monkeypatch):
     whole = solve(problem, lam)
     monkeypatch.setattr(solver, "TARGET_BLOCK", 3)
     np.testing.assert_allclose(solve(problem, lam).weights, whole.weights, atol=1e-3)
+
+
+def test_targets_that_are_solved_early_leave_and_the_slow_ones_are_solved_still(monkeypatch):
+    masks, outputs = bank(8, members=40, groups=60, targets=23)
+    problem = moments(masks, outputs)
+    lam = np.geomspace(0.9, 0.01, 23) * largest_lam(problem)
+    together = solve(problem, lam, tolerance=1e-6)
+    monkeypatch.setattr(solver, "WIDTH_STEP", 2)
+    monkeypatch.setattr(solver, "EASY", 5)
+    widths = []
+    advance = solver._advance
+
+    def counted(gram, task, state, *rest):
+        widths.append(len(task.lam))
+        return advance(gram, task, state, *rest)
+
+    monkeypatch.setattr(solver, "_advance", counted)
+    apart = solve(problem, lam, tolerance=1e-6)
+    assert widths[0] == 24
+    assert widths[-1] <= 2
+    assert all(after <= before / 2 + 2 for before, after in pairwise(widths[1:]))
+    assert (apart.relative_gap < 2e-6).all()
+    np.testing.assert_allclose(apart.weights, together.weights, atol=3e-3)
+    assert apart.iterations == pytest.approx(together.iterations, rel=0.2)

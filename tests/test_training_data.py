@@ -518,6 +518,18 @@ def test_glob_without_a_match_is_named(tmp_path):
     fails(f'data.source = "{source}" matches no file', source=source)
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl"])
+def test_file_of_no_bytes_is_named(tmp_path, name):
+    (tmp_path / name).touch()
+    fails(f"{tmp_path / name} is an empty file", source=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("name", "text"), [("rows.csv", "number,label\n"), ("rows.json", "[]")])
+def test_file_without_rows_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    fails(f'"{tmp_path / name}" holds no rows', source=str(tmp_path / name))
+
+
 def test_existing_file_with_brackets_in_its_name_is_read(tmp_path):
     path = tmp_path / "data[1].csv"
     path.write_text("x,label\n0,0\n1,1\n")
@@ -548,7 +560,7 @@ def test_existing_file_of_another_kind_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["broken.parquet", "broken.json", "broken.csv"])
 def test_broken_file_is_named(tmp_path, name):
     path = tmp_path / name
-    path.write_text("" if name.endswith("csv") else "{not data")
+    path.write_bytes(b"\xff\x00" if name.endswith("csv") else b"{not data")
     fails(f'data.source = "{path}" cannot be loaded', source=str(path))
 
 

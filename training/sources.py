@@ -18,6 +18,8 @@ Splits = dict[str, datasets.Dataset]
 FILE_BUILDERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 BUILTIN_SOURCES = ("digits", "breast_cancer", "fashion_mnist")
+NO_ROWS = "corresponds to no data"
+"""What `datasets` says of files without rows."""
 FASHION_PACKAGE = "dataset-fashion-mnist"
 FASHION_CLASSES = [
     "T-shirt", "trouser", "pullover", "dress", "coat",
@@ -129,10 +131,18 @@ def _files(source: str) -> Splits:
     paths = [source] if exact else sorted(glob.glob(source, recursive=True))
     if not paths:
         raise UserError(f'data.source = "{source}" matches no file under {Path.cwd()}')
+    empty = next((path for path in paths if Path(path).stat().st_size == 0), None)
+    if empty:
+        raise UserError(f'data.source = "{source}": {empty} is an empty file')
     builder = FILE_BUILDERS[Path(source).suffix]
-    return _as_splits(
-        datasets.load_dataset(builder, data_files=[glob.escape(path) for path in paths])
-    )
+    try:
+        return _as_splits(
+            datasets.load_dataset(builder, data_files=[glob.escape(path) for path in paths])
+        )
+    except ValueError as error:
+        if NO_ROWS in str(error):
+            raise UserError(f'data.source = "{source}" holds no rows') from error
+        raise
 
 
 def _folder(folder: Path) -> Splits:
