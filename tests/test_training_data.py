@@ -708,6 +708,15 @@ def test_text_column_is_named(tmp_path):
     assert "name the columns of numbers or images with data.input" in message
 
 
+def test_the_one_text_that_made_a_column_text_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("x,label\n0.5,0\n1.5,1\nn/k,0\n2,1\n")
+    fails(
+        'column "x" is not numbers of one shape (row 2 holds',
+        "'n/k'",
+        source=str(tmp_path / "a.csv"),
+    )
+
+
 def test_text_with_line_breaks_stays_on_one_line(tmp_path):
     rows = [{"text": "two\nlines " * 30, "label": 0}] * 3
     fails('column "text"', r"two\nlines", source=write_jsonl(tmp_path / "a.jsonl", rows))
@@ -770,6 +779,8 @@ def test_number_too_large_for_float32_names_its_row(tmp_path):
         ([0, 1, 2**31, 0], 2, "2147483648"),
         (["cat", "dog", "cat", "dog"], 0, "'cat'"),
         (["0", "1", "0", "1"], 0, "'0'"),
+        (["0", "1", "cat", "1"], 2, "'cat'"),
+        ([0.0, 1.0, 0.5, 1.0], 2, "0.5"),
         (["a\nb"] * 4, 0, r"'a\nb'"),
         ([False, True, False, True], 0, "False"),
         ([[0], [1], [0], [1]], 0, "[0]"),

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,9 +316,9 @@ def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, 
         with np.errstate(over="ignore"):  # too large a number becomes infinite, and is named
             column = np.asarray(values, np.float32)
     except (ValueError, TypeError) as error:
-        seen = next((value for value in values if not isinstance(value, int | float)), None)
+        row, seen = _telling(ids, values, lambda value: isinstance(_number(value), float))
         raise UserError(
-            f'data.input: column "{name}" is not numbers of one shape (a value seen: '
+            f'data.input: column "{name}" is not numbers of one shape (row {row} holds '
             f"{str(seen)[:40]!r}); name the columns of numbers or images with data.input"
         ) from error
     finite = np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
@@ -339,10 +339,31 @@ def _labels(dataset: datasets.Dataset, name: str, ids: Ids) -> Int32[np.ndarray,
         raise UserError(
             f'data.label = "{name}" is missing in row {ids[values.index(None)]}; fill it'
         )
-    for row, value in zip(ids, values, strict=True):
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-            raise UserError(
-                f'data.label = "{name}" holds {value!r} in row {row}; labels must be integers '
-                f"counted from 0, so number the classes 0, 1, 2, ..."
-            )
+    fit = [type(value) is int and 0 <= value < 2**31 for value in values]
+    if not all(fit):
+        # One text or fraction turns the whole column into texts or fractions: name that one.
+        row, seen = _telling(ids, values, _is_label)
+        raise UserError(
+            f'data.label = "{name}" holds {seen!r} in row {row}; labels must be integers '
+            f"counted from 0, so number the classes 0, 1, 2, ..."
+        )
     return np.asarray(values, np.int32)
+
+
+def _is_label(value: Any) -> bool:
+    number = _number(value)
+    return isinstance(number, float) and number.is_integer() and 0 <= number < 2**31
+
+
+def _telling(ids: Ids, values: list[Any], fits: Callable[[Any], bool]) -> tuple[int, Any]:
+    """Row and value that shows best what is wrong: the first that does not fit, else the first."""
+    rows = zip(ids.tolist(), values, strict=True)
+    return next((pair for pair in rows if not fits(pair[1])), (int(ids[0]), values[0]))
+
+
+def _number(value: Any) -> Any:
+    """The number that a text means, if it means one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
