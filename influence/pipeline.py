@@ -135,10 +135,8 @@ def _make_missing(
         return
     sweeper = Sweeper(task, local_layout(experiment.config.sweep.width))
     layout = sweeper.layout
-    say(
-        f"Retraining on {len(layout.devices)} {layout.device_kind} device(s), "
-        f"{layout.width} members side by side on each"
-    )
+    together = "one member" if layout.width == 1 else f"{layout.width} members side by side"
+    say(f"Retraining on {len(layout.devices)} {layout.device_kind} device(s), {together} on each")
     for title in missing:
         arm, design = arms[title]
         with sweep_progress(title, arm, run.progress) as on_unit:

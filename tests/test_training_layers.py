@@ -30,14 +30,19 @@ def reference(kernel, bias, images):
     return convolved + bias.reshape(1, 1, 1, -1)
 
 
+def batch_last(images):
+    """(b, h, w, c) to the layers' (c, h, w, b), and back."""
+    return jnp.swapaxes(images, 0, 3)
+
+
 @jax.jit
 def ours(kernel, bias, images):
     """The same through the layer."""
     window, _, channels_in, channels_out = kernel.shape
     layer = Convolution(channels_in, channels_out, window, rngs=nnx.Rngs(0))
-    layer.linear.kernel[...] = kernel.reshape(-1, channels_out)
-    layer.linear.bias[...] = bias
-    return layer(images)
+    layer.kernel[...] = kernel.reshape(-1, channels_out)
+    layer.bias[...] = bias
+    return batch_last(layer(batch_last(images)))
 
 
 def close(one, other):
@@ -96,7 +101,7 @@ def test_vmap_over_kernels_has_no_convolution():
 @pytest.mark.parametrize("window", WINDOWS)
 def test_patches_are_the_neighbourhood_of_each_pixel(window):
     images = normal(0, 2, 4, 6, 3)
-    result = np.asarray(patches(jnp.asarray(images), window))
+    result = np.asarray(batch_last(patches(batch_last(images), window)))
     before = (window - 1) // 2
     expected = np.zeros((2, 4, 6, window, window, 3), np.float32)
     for row, column, down, right in np.ndindex(4, 6, window, window):
@@ -108,11 +113,11 @@ def test_patches_are_the_neighbourhood_of_each_pixel(window):
 
 def test_convolution_starts_with_he_normal_kernel_and_no_bias():
     layer = Convolution(16, 200, 3, rngs=nnx.Rngs(0))
-    kernel = np.asarray(layer.linear.kernel[...])
+    kernel = np.asarray(layer.kernel[...])
     assert kernel.shape == (3 * 3 * 16, 200)
     assert abs(kernel.mean()) < 0.003
     assert kernel.std() == pytest.approx((2 / (3 * 3 * 16)) ** 0.5, rel=0.02)
-    assert not layer.linear.bias[...].any()
+    assert not layer.bias[...].any()
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])
@@ -122,13 +127,13 @@ def test_mean_pool_equals_flax(size, window):
     # flax divides floats by an integer, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
         expected = nnx.avg_pool(jnp.asarray(images), (window, window), (window, window), "VALID")
-    pooled = mean_pool(jnp.asarray(images), window)
+    pooled = batch_last(mean_pool(batch_last(images), window))
     assert pooled.shape == (2, size[0] // window, size[1] // window, 3)
     np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_of_mean_pool_spreads_evenly():
-    gradient = jax.grad(lambda images: mean_pool(images, 2).sum())(jnp.ones((1, 5, 4, 1)))
-    expected = np.full((1, 5, 4, 1), 0.25)
+    gradient = jax.grad(lambda images: mean_pool(images, 2).sum())(jnp.ones((3, 5, 4, 2)))
+    expected = np.full((3, 5, 4, 2), 0.25)
     expected[:, 4] = 0  # the odd last row belongs to no window
     np.testing.assert_array_equal(gradient, expected)

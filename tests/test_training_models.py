@@ -102,8 +102,8 @@ def test_shapes_of_mlp_parameters():
 def test_shapes_of_cnn_parameters():
     parameters, _ = jax.eval_shape(build("cnn", (9, 6, 3), width=5).init, KEY)
     assert shapes(parameters) == {
-        "first": {"linear": {"kernel": (3 * 3 * 3, 5), "bias": (5,)}},
-        "second": {"linear": {"kernel": (3 * 3 * 5, 10), "bias": (10,)}},
+        "first": {"kernel": (3 * 3 * 3, 5), "bias": (5,)},
+        "second": {"kernel": (3 * 3 * 5, 10), "bias": (10,)},
         "output": {"kernel": (2 * 1 * 10, 3), "bias": (3,)},
     }
 
@@ -131,17 +131,19 @@ def test_cnn_convolves_and_halves_twice():
     layers = nnx.to_pure_dict(parameters)
 
     def convolve_and_halve(images, layer):
-        kernel = layer["linear"]["kernel"].reshape(3, 3, images.shape[-1], -1)
+        kernel = layer["kernel"].reshape(3, 3, images.shape[-1], -1)
         order = ("NHWC", "HWIO", "NHWC")
         images = jax.lax.conv_general_dilated(
             images, kernel, (1, 1), "SAME", dimension_numbers=order
         )
-        images = nnx.relu(images + layer["linear"]["bias"].reshape(1, 1, 1, -1))
+        images = nnx.relu(images + layer["bias"].reshape(1, 1, 1, -1))
         window = (1, 2, 2, 1)
         return jax.lax.reduce_window(images, 0.0, jax.lax.add, window, window, "VALID") / 4
 
     hidden = convolve_and_halve(convolve_and_halve(inputs, layers["first"]), layers["second"])
-    expected = hidden.reshape(4, -1) @ layers["output"]["kernel"] + layers["output"]["bias"][None]
+    # The network flattens channel by channel.
+    hidden = hidden.transpose(0, 3, 1, 2).reshape(4, -1)
+    expected = hidden @ layers["output"]["kernel"] + layers["output"]["bias"][None]
     logits = model.apply(parameters, rest, inputs)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 

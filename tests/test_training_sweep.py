@@ -50,10 +50,11 @@ def run_sweep(sweeper, folder, design, spec, on_unit=lambda unit, rows: None):
     return arm.read()
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "cnn"])
-def test_a_sweep_equals_a_plain_loop_of_single_trainings(name, tmp_path):
+@pytest.mark.parametrize(("name", "width"), [("linear", 4), ("mlp", 4), ("cnn", 4), ("cnn", 1)])
+def test_a_sweep_equals_a_plain_loop_of_single_trainings(name, width, tmp_path):
     task, design = make_task(name), Bernoulli(0.5, replicates=2)
-    rows = run_sweep(Sweeper(task, local_layout(4, 2)), tmp_path, design, make_spec(design, 11))
+    sweeper = Sweeper(task, local_layout(width, 2))
+    rows = run_sweep(sweeper, tmp_path, design, make_spec(design, 11))
     root = root_key(5, 0)
     train = jax.jit(make_train(task.recipe, task.model, task.examples))
     evaluate = jax.jit(make_evaluate(task.recipe, task.model, task.targets, task.output))
@@ -64,8 +65,9 @@ def test_a_sweep_equals_a_plain_loop_of_single_trainings(name, tmp_path):
         np.testing.assert_allclose(rows.outputs[member], evaluate(state), atol=2e-5)
 
 
-def test_the_bits_do_not_depend_on_the_unit_size(sweeper, tmp_path):
-    design = Bernoulli(0.5)
+@pytest.mark.parametrize("width", [1, 8])
+def test_the_bits_do_not_depend_on_the_unit_size(width, tmp_path):
+    design, sweeper = Bernoulli(0.5), Sweeper(make_task(), local_layout(width, 2))
     results = [
         run_sweep(sweeper, tmp_path / str(unit), design, make_spec(design, unit=unit))
         for unit in (8, 32, 64)

@@ -68,9 +68,10 @@ class CNN(nnx.Module):
 
     def __call__(self, inputs: Inputs) -> Logits:
         """Logits of a batch."""
-        hidden = mean_pool(nnx.relu(self.first(inputs)), 2)
+        hidden = jnp.moveaxis(inputs, (0, 3), (3, 0))  # as the layers want them
+        hidden = mean_pool(nnx.relu(self.first(hidden)), 2)
         hidden = mean_pool(nnx.relu(self.second(hidden)), 2)
-        return self.output(hidden.reshape(hidden.shape[0], -1))
+        return self.output(hidden.reshape(-1, hidden.shape[3]).T)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class SweepConfig:
     replicate_seeds: int = 8
     """Seeds of each of those masks."""
     width: int = 8
-    """Members side by side on one device; fixed for a run, since low bits depend on it."""
+    """Members side by side on one device: several for small networks, 1 for convolutions on CPU.
+    Fixed for a run, since low bits depend on it."""
     unit: int = 64
     """Members of one unit of work: what an interruption can lose; rounded up to fill devices."""
     allow_mixed: bool = False
