@@ -233,7 +233,7 @@ def _padded(targets: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
     """Filled up with repetitions to one of few widths, as each width has to be compiled."""
     count = len(targets)
     if count <= WIDTH_STEP:
-        return np.resize(targets, 1 << (count - 1).bit_length() if count else 0)
+        return np.resize(targets, 1 << (count - 1).bit_length())
     return np.resize(targets, math.ceil(count / WIDTH_STEP) * WIDTH_STEP)
 
 
