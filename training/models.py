@@ -1,23 +1,23 @@
-"""The models a sweep trains: small flax nnx modules, built in or the user's own."""
+"""The models a sweep trains, built in or the user's own, as pure functions."""
 
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, Num, PyTree
 
 from training.errors import UserError, reason
-from training.layers import Convolution, mean_pool
+from training.networks import CNN, MLP, Bag, Linear, Logits, PatchTransformer, ResNet, Transformer
 
-Inputs = Float[Array, "b *shape"]
-Logits = Float[Array, "b classes"]
+Inputs = Num[Array, "b *shape"]
+"""float32 numbers or images, or int32 token ids"""
 
 
 @dataclass(frozen=True)
@@ -25,53 +25,21 @@ class ModelConfig:
     """The model that every member trains."""
 
     name: str = "mlp"
-    """A built-in model: linear, mlp or cnn. Not read when `factory` is given."""
+    """A built-in model: linear, mlp, cnn, resnet, transformer or bag. Not read when `factory` is
+    given."""
     factory: str = ""
     """Your own model, "package.module:function"; see docs/own_model.md."""
     width: int = 0
-    """Hidden units of the mlp (0: 128), or channels of the cnn's first layer (0: 8)."""
+    """Hidden units of the mlp (0: 128), channels of the first layer of cnn (0: 8) and resnet (0: 16),
+    features of transformer and bag (0: 64)."""
+    depth: int = 2
+    """Layers of the transformer."""
+    patch: int = 0
+    """Side in pixels of the transformer's patches of an image; 0: 4, or 2 below 16 pixels."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What a model computes in; parameters, moments, logits and loss are float32 either way."""
     classes: int = 0
     """Number of classes; 0 takes the largest label + 1."""
-
-
-class Linear(nnx.Module):
-    """Multinomial logistic regression on the flattened input."""
-
-    def __init__(self, shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
-        self.output = nnx.Linear(math.prod(shape), classes, rngs=rngs)
-
-    def __call__(self, inputs: Inputs) -> Logits:
-        """Logits of a batch."""
-        return self.output(inputs.reshape(inputs.shape[0], -1))
-
-
-class MLP(nnx.Module):
-    """One hidden layer of rectified units on the flattened input."""
-
-    def __init__(self, shape: tuple[int, ...], classes: int, width: int, *, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(math.prod(shape), width, rngs=rngs)
-        self.output = nnx.Linear(width, classes, rngs=rngs)
-
-    def __call__(self, inputs: Inputs) -> Logits:
-        """Logits of a batch."""
-        return self.output(nnx.relu(self.hidden(inputs.reshape(inputs.shape[0], -1))))
-
-
-class CNN(nnx.Module):
-    """Two 3x3 convolutions (`width`, then 2 `width` channels), each halved by mean pooling."""
-
-    def __init__(self, shape: tuple[int, ...], classes: int, width: int, *, rngs: nnx.Rngs):
-        height, columns, channels = shape
-        self.first = Convolution(channels, width, 3, rngs=rngs)
-        self.second = Convolution(width, 2 * width, 3, rngs=rngs)
-        self.output = nnx.Linear((height // 4) * (columns // 4) * 2 * width, classes, rngs=rngs)
-
-    def __call__(self, inputs: Inputs) -> Logits:
-        """Logits of a batch."""
-        hidden = jnp.moveaxis(inputs, (0, 3), (3, 0))  # as the layers want them
-        hidden = mean_pool(nnx.relu(self.first(hidden)), 2)
-        hidden = mean_pool(nnx.relu(self.second(hidden)), 2)
-        return self.output(hidden.reshape(-1, hidden.shape[3]).T)
 
 
 @dataclass(frozen=True)
@@ -96,20 +64,48 @@ class Model:
 Factory = Callable[..., nnx.Module]
 
 
-def _builtin(config: ModelConfig, shape: tuple[int, ...]) -> Factory:
-    match config.name:
-        case "linear":
+def _builtin(config: ModelConfig, shape: tuple[int, ...], vocabulary: int) -> Factory:
+    name, width, depth = config.name, config.width, config.depth
+    if name not in BUILTIN:
+        raise UserError(f'model.name = "{name}" is unknown; choose {", ".join(BUILTIN)}')
+    match name, vocabulary > 0:
+        case "transformer", True:
+            return partial(Transformer, width=width or 64, depth=depth, vocabulary=vocabulary)
+        case "bag", True:
+            return partial(Bag, width=width or 64, vocabulary=vocabulary)
+        case _, True:
+            raise UserError(f'model.name = "{name}" cannot read text; choose transformer or bag')
+        case "linear", _:
             return Linear
-        case "mlp":
-            return partial(MLP, width=config.width or 128)
-        case "cnn":
-            if len(shape) != 3 or min(shape[:2]) < 4:
+        case "mlp", _:
+            return partial(MLP, width=width or 128)
+        case "cnn", _:
+            _require_images(name, shape, 4)
+            return partial(CNN, width=width or 8)
+        case "resnet", _:
+            _require_images(name, shape, 8)
+            return partial(ResNet, width=width or 16)
+        case "transformer", _:
+            _require_images(name, shape, 2)
+            patch = config.patch or (4 if min(shape[:2]) >= 16 else 2)
+            if shape[0] % patch or shape[1] % patch:
                 raise UserError(
-                    f'model.name = "cnn" needs images of at least 4x4 pixels, but one input has '
-                    f'shape {shape}; use "mlp" or "linear"'
+                    f"model.patch = {patch} does not divide images of {shape[0]}x{shape[1]} pixels; "
+                    f"choose a common divisor of both"
                 )
-            return partial(CNN, width=config.width or 8)
-    raise UserError(f'model.name = "{config.name}" is unknown; choose linear, mlp or cnn')
+            return partial(PatchTransformer, width=width or 64, depth=depth, patch=patch)
+    raise UserError(f'model.name = "{name}" reads text only; choose mlp or linear for numbers')
+
+
+BUILTIN = ("linear", "mlp", "cnn", "resnet", "transformer", "bag")
+
+
+def _require_images(name: str, shape: tuple[int, ...], side: int) -> None:
+    if len(shape) != 3 or min(shape[:2]) < side:
+        raise UserError(
+            f'model.name = "{name}" needs images of at least {side}x{side} pixels, but one input '
+            f'has shape {shape}; use "mlp" or "linear"'
+        )
 
 
 def import_function(path: str, key: str) -> Callable[..., Any]:
@@ -141,25 +137,29 @@ def module_source(path: str) -> str:
     return Path(file).read_text(encoding="utf-8") if file and file.endswith(".py") else ""
 
 
-def build_model(config: ModelConfig, shape: tuple[int, ...], classes: int) -> Model:
+def build_model(
+    config: ModelConfig, shape: tuple[int, ...], classes: int, vocabulary: int = 0
+) -> Model:
     """The configured model for inputs of one `shape` (without the batch axis).
 
     A user's factory is called as `factory(shape, classes, rngs=nnx.Rngs(key))` and returns an
-    `nnx.Module` that maps float32 inputs (b, *shape) to logits (b, classes).
+    `nnx.Module` that maps inputs (b, *shape) to logits (b, classes). Inputs are float32, or int32
+    token ids below `vocabulary` when that is not 0.
 
     Raises:
-        UserError: unknown name; factory that cannot be imported, fails, or returns something
-            that is not such a module.
+        UserError: unknown name; a model that does not fit the inputs; a factory that cannot be
+            imported, fails, or returns something that is not such a module.
     """
     if config.factory:
         factory = import_function(config.factory, "model.factory")
         source, name = module_source(config.factory), f'model.factory = "{config.factory}"'
     else:
-        factory = _builtin(config, shape)
+        factory = _builtin(config, shape, vocabulary)
         source, name = "", f'model.name = "{config.name}"'
+    inputs = jax.ShapeDtypeStruct((2, *shape), jnp.int32 if vocabulary else jnp.float32)
     try:
-        model = _as_functions(factory, shape, classes, source)
-        _check_calls(model, shape)
+        model = _as_functions(factory, shape, classes, source, jnp.dtype(config.precision))
+        _check_calls(model, inputs)
     except _Unfit as error:
         raise UserError(f"{name} {error}") from error
     except UserError:
@@ -175,7 +175,9 @@ class _Unfit(Exception):
     """A factory that works, but makes something else than a model; says what."""
 
 
-def _as_functions(factory: Factory, shape: tuple[int, ...], classes: int, source: str) -> Model:
+def _as_functions(
+    factory: Factory, shape: tuple[int, ...], classes: int, source: str, precision: jnp.dtype
+) -> Model:
     def build(key: Key[Array, ""]) -> Any:
         module = factory(shape, classes, rngs=nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
@@ -192,23 +194,42 @@ def _as_functions(factory: Factory, shape: tuple[int, ...], classes: int, source
         _, parameters, rest = nnx.split(build(key), nnx.Param, ...)
         return parameters, rest
 
-    # Copies, since a module that was merged shares its variables with the state it came from.
+    def call(
+        graph: nnx.GraphDef, parameters: PyTree, rest: PyTree, inputs: Inputs
+    ) -> tuple[Any, nnx.GraphDef, PyTree]:
+        # A copy, since a module that was merged shares its variables with the state it came from.
+        module: Any = nnx.merge(graph, _cast(parameters, precision), rest, copy=True)
+        logits = module(_cast(inputs, precision))
+        after, _, rest = nnx.split(module, nnx.Param, ...)
+        return _cast(logits, jnp.dtype(jnp.float32)), after, rest
+
     def apply_train(parameters: PyTree, rest: PyTree, inputs: Inputs) -> tuple[Logits, PyTree]:
-        module: Any = nnx.merge(graph_train, parameters, rest, copy=True)
-        logits = module(inputs)
-        _, _, rest = nnx.split(module, nnx.Param, ...)
+        logits, after, rest = call(graph_train, parameters, rest, inputs)
+        if after != graph_train:
+            raise _Unfit(
+                "makes variables or changes Python attributes while it is called, which members "
+                "of one program cannot do; keep all state in nnx.Variable, made in __init__"
+            )
         return logits, rest
 
     def apply(parameters: PyTree, rest: PyTree, inputs: Inputs) -> Logits:
-        module: Any = nnx.merge(graph_eval, parameters, rest, copy=True)
-        return module(inputs)
+        return call(graph_eval, parameters, rest, inputs)[0]
 
     return Model(init, apply_train, apply, classes, source)
 
 
-def _check_calls(model: Model, shape: tuple[int, ...]) -> None:
+def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
+    """The same with every floating-point array in `dtype`."""
+
+    def cast(leaf: Any) -> Any:
+        floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> None:
     """Trace both modes once, without computing: logits of the right shape, a stable state."""
-    inputs = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     parameters, rest = jax.eval_shape(model.init, jax.random.key(0))
     if not jax.tree.leaves(parameters):
         raise _Unfit("has no nnx.Param, so there is nothing to train")
@@ -217,7 +238,22 @@ def _check_calls(model: Model, shape: tuple[int, ...]) -> None:
         seen, expected = getattr(found, "shape", type(found).__name__), (2, model.classes)
         if seen != expected:
             raise _Unfit(
-                f"maps inputs {(2, *shape)} to {seen}; it must return logits of shape {expected}"
+                f"maps inputs {inputs.shape} to {seen}; it must return logits of shape {expected}"
             )
-    if jax.tree.structure(after) != jax.tree.structure(rest):
-        raise _Unfit("makes variables while it is called; make all of them in __init__")
+    if jax.tree.map(_shape_and_dtype, after) != jax.tree.map(_shape_and_dtype, rest):
+        raise _Unfit("changes the shape or dtype of a variable while it is called")
+    # A new function each time, since JAX keeps the trace of one that it knows.
+    once, again = (
+        jax.make_jaxpr(lambda *arguments: model.apply_train(*arguments))(parameters, rest, inputs)
+        for _ in range(2)
+    )
+    same = map(np.array_equal, once.consts, again.consts)
+    if str(once) != str(again) or not all(same):
+        raise _Unfit(
+            "computes something else each time it is called, so it reads or changes Python state "
+            "(a counter, numpy's random numbers); use nnx.Variable and nnx.Rngs, made in __init__"
+        )
+
+
+def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    return leaf.shape, leaf.dtype
