@@ -22,7 +22,16 @@ from training.files import write_atomically
 COMPARED = ("parts", "arms", "target_ids", "targets")
 """Sections of the manifest that two calls on one run directory must share."""
 
-RECORDED_VERSIONS = ("accomplice", "jax", "jaxlib", "flax", "optax", "numpy", "datasets")
+RECORDED_VERSIONS = (
+    "accomplice",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "datasets",
+    "tokenizers",
+)
 
 
 class Run:
