@@ -292,3 +292,36 @@ def test_a_folder_of_images_of_ones_own(tmp_path):
     page = (run / "report.html").read_text()
     assert '<img class="example"' in page
     assert ">cat<" in page or ">dog<" in page
+
+
+BAG_OF_WORDS = """
+import jax.numpy as jnp
+from flax import nnx
+
+class Bag(nnx.Module):
+    def __init__(self, shape, classes, rngs):
+        self.words = nnx.Embed(64, classes, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.words(inputs.astype(jnp.int32)).mean(1)
+
+def make(shape, classes, *, rngs):
+    return Bag(shape, classes, rngs)
+"""
+
+
+def test_notes_on_the_texts_are_said_before_the_sweep(tmp_path, capsys, monkeypatch):
+    (tmp_path / "bag_of_words.py").write_text(BAG_OF_WORDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    kinds = ("a fine and lovely day", "a dull , sad , grey and wet day")
+    rows = [{"review": f"{kinds[i % 2]} {i % 7}", "label": i % 2} for i in range(60)]
+    source = tmp_path / "mine.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    config = write_config(
+        tmp_path,
+        f'[data]\nsource = "{source}"\nlength = 8\n[model]\nfactory = "bag_of_words:make"\n',
+    )
+    assert main(["sweep", config, "--out", str(tmp_path), *SMALL]) == 2
+    said = capsys.readouterr().err
+    assert "Note: 30 of 60 texts had to be cut to data.length = 8 tokens\n" in said
+    assert "is no run directory" in said

@@ -387,7 +387,7 @@ def test_text_column_is_named(tmp_path):
     )
     message = fails('data.input: column "word" is not numbers', source=source)
     assert any(f"'{word}'" in message for word in ("one", "two", "three"))
-    assert "name the columns of numbers or images with data.input" in message
+    assert "name columns of numbers in data.input, or one column of images or text alone" in message
 
 
 def test_the_one_text_that_made_a_column_text_is_named(tmp_path):
@@ -400,8 +400,8 @@ def test_the_one_text_that_made_a_column_text_is_named(tmp_path):
 
 
 def test_text_with_line_breaks_stays_on_one_line(tmp_path):
-    rows = [{"text": "two\nlines " * 30, "label": 0}] * 3
-    fails('column "text"', r"two\nlines", source=write_jsonl(tmp_path / "a.jsonl", rows))
+    rows = [{"words": "two\nlines " * 30, "x": 1, "label": 0}] * 3
+    fails('column "words"', r"two\nlines", source=write_jsonl(tmp_path / "a.jsonl", rows))
 
 
 def test_lists_of_different_lengths_are_refused(tmp_path):
