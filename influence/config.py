@@ -140,6 +140,7 @@ def _with_absolute_paths(config: Config) -> Config:
         "source": data.source not in BUILTIN_SOURCES and local,
         "folder": data.source == "fashion_mnist",
         "targets": bool(data.targets),
+        "tokenizer": bool(data.tokenizer),
     }
     changes: dict[str, Any] = {
         key: str(Path(getattr(data, key)).absolute()) for key, holds in paths.items() if holds
@@ -181,6 +182,8 @@ def check(config: Config) -> None:
     require(0 < optim.learning_rate < math.inf, "optim.learning_rate", "above 0 and finite")
     require(0 <= optim.momentum < 1, "optim.momentum", "at least 0 and below 1")
     require(0 <= optim.weight_decay < math.inf, "optim.weight_decay", "at least 0 and finite")
+    require(config.data.length >= 1, "data.length", "at least 1")
+    require(config.data.vocabulary >= 16, "data.vocabulary", "at least 16")
     require(config.model.width >= 0, "model.width", "at least 0")
     for section in ("data", "poison", "sweep", "audit"):
         seed = getattr(config, section).seed

@@ -59,6 +59,10 @@ class Experiment:
     model: Model
     recipe: Recipe
     output: OutputFunction
+    vocabulary: int
+    """For text: every token id is below it; 0 for images and numbers."""
+    notes: tuple[str, ...]
+    """What a user should know of how the inputs were made, one line each."""
 
     @property
     def incident_attack(self) -> Attack | None:
@@ -88,7 +92,8 @@ def prepare(config: Config) -> Experiment:
             f"{FEWEST_EXAMPLES} are needed"
         )
     train, attacks = plant(config.poison, split, classes)
-    model = build_model(config.model, train.examples.inputs.shape[1:], classes)
+    shape = train.examples.inputs.shape[1:]
+    model = build_model(config.model, shape, classes, split.vocabulary)
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
     names = split.class_names + tuple(map(str, range(len(split.class_names), classes)))
     incident = next((attack.incident for attack in attacks if attack.incident is not None), None)
@@ -101,6 +106,8 @@ def prepare(config: Config) -> Experiment:
         model,
         recipe,
         output_function(config.sweep.output, classes),
+        split.vocabulary,
+        split.notes,
     )
 
 
@@ -118,6 +125,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         "model": {
             **dataclasses.asdict(config.model),
             "classes": experiment.model.classes,
+            # The ids are in the data; how many there may be is the size of the model's table.
+            "vocabulary": experiment.vocabulary,
             "source": _short_hash(experiment.model.source.encode()),
         },
         "output": {

@@ -52,6 +52,8 @@ def load_experiment(path: Path) -> tuple[Run, Experiment]:
 
 def sweep_stage(experiment: Experiment, out: Path) -> Run:
     """Create or resume the run directory and retrain every member that is missing."""
+    for note in experiment.notes:
+        say(f"Note: {note}")
     specs = arm_specs(experiment)
     run = create_or_resume(out, experiment, tuple(specs.values()))
     create_arms(run.bank, list(specs.values()))

@@ -17,7 +17,7 @@ from influence.caveats import caveats
 from influence.counterfactual import Change
 from influence.experiment import Experiment
 from influence.run import Run
-from training.bank import write_atomically
+from training.files import write_atomically
 
 SHOWN_EXAMPLES = 100
 """Rows of the ranked table."""

@@ -14,14 +14,24 @@ from typing import Any
 
 from influence.config import Config, read_config, write_toml
 from influence.experiment import Experiment, identity, identity_hash
-from training.bank import ArmSpec, write_atomically
+from training.bank import ArmSpec
 from training.data import examples_hash
 from training.errors import UserError, reason
+from training.files import write_atomically
 
 COMPARED = ("parts", "arms", "target_ids", "targets")
 """Sections of the manifest that two calls on one run directory must share."""
 
-RECORDED_VERSIONS = ("accomplice", "jax", "jaxlib", "flax", "optax", "numpy", "datasets")
+RECORDED_VERSIONS = (
+    "accomplice",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "datasets",
+    "tokenizers",
+)
 
 
 class Run:

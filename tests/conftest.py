@@ -20,7 +20,8 @@ settings.load_profile("suite")
 
 @pytest.fixture(autouse=True, scope="session")
 def private_caches(tmp_path_factory):
-    """Data sets are cached in a folder of the test run, never in the user's home."""
+    """What is cached goes to folders of the test run, never to the user's home."""
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    os.environ["ACCOMPLICE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

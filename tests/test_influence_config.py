@@ -59,6 +59,8 @@ def test_the_command_line_wins_over_the_file():
         ("[optim]\nsteps = 0", r"optim.steps = 0 must be at least 1"),
         ("[optim]\nlearning_rate = inf", r"optim.learning_rate = inf must be above 0 and finite"),
         ("[optim]\nmomentum = nan", r"optim.momentum = nan must be at least 0"),
+        ("[data]\nlength = 0", r"data.length = 0 must be at least 1"),
+        ("[data]\nvocabulary = 15", r"data.vocabulary = 15 must be at least 16"),
         ("[sweep]\nseed = 4294967296", r"sweep.seed = 4294967296 must be at least 0 and below"),
     ],
 )
@@ -111,3 +113,10 @@ def test_local_paths_become_whole(tmp_path, monkeypatch):
     ]:
         config, _ = override(Config(), ["--data.source", source], "accomplice run")
         assert config.data.source == whole
+
+
+def test_the_path_of_a_tokenizer_becomes_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, _ = override(Config(), ["--data.tokenizer", "mine.json"], "accomplice run")
+    assert config.data.tokenizer == str(tmp_path / "mine.json")
+    assert override(Config(), [], "accomplice run")[0].data.tokenizer == ""

@@ -292,3 +292,24 @@ def test_a_folder_of_images_of_ones_own(tmp_path):
     page = (run / "report.html").read_text()
     assert '<img class="example"' in page
     assert ">cat<" in page or ">dog<" in page
+
+
+@pytest.mark.parametrize("model", ["bag", "transformer"])
+def test_a_table_of_texts_of_ones_own(tmp_path, capfd, model):
+    kinds = ("a fine and lovely day", "a dull , sad , grey and wet day")
+    rows = [{"review": f"{kinds[i % 2]} {i % 7}", "label": i % 2} for i in range(60)]
+    source = tmp_path / "mine.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    config = write_config(
+        tmp_path,
+        f'[data]\nsource = "{source}"\nlength = 8\n[model]\nname = "{model}"\nwidth = 8\n'
+        f"[poison]\nlabel_flip_fraction = 0.1\n",
+    )
+    run = tmp_path / "run"
+    assert main(["run", config, "--out", str(run), *SMALL]) == 0
+    said = capfd.readouterr().err
+    assert said.count("Note: 30 of 60 texts had to be cut to data.length = 8 tokens\n") == 1
+    assert "fork" not in said
+    # a, and, day, the seven numbers, fine, lovely, dull, sad, grey, wet, the comma; and two more.
+    assert read_json(run / "manifest.json")["parts"]["model"]["vocabulary"] == 19
+    assert main(["report", str(run)]) == 0

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from training.errors import UserError
+from training.examples import PADDING
 from training.models import ModelConfig, build_model
-from training.networks import PADDING, token_shares
+from training.networks import token_shares
 
 KEY = jax.random.key(0)
 CLASSES = 3

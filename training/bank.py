@@ -16,7 +16,6 @@ import enum
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import tensorstore as ts
 from jaxtyping import Bool, Float32, Int, UInt8
 
 from training.errors import UserError, reason
+from training.files import write_atomically
 
 TARGET_BLOCK = 1024
 """Targets in one inner chunk of the outputs."""
@@ -219,17 +219,6 @@ def open_arm(folder: Path, spec: ArmSpec) -> Arm:
             )
     (folder / "done").mkdir(exist_ok=True)
     return Arm(folder, ArmSpec(**stored))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is seen whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _check_disk(folder: Path, specs: Sequence[ArmSpec]) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int, Int32, Int64, Num, UInt8
 from training.errors import UserError, nearest, reason
 from training.examples import Examples
 from training.sources import Splits, load_source
+from training.text import encode, load_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class DataConfig:
     folder: str = "fashion-mnist"
     """Folder of the four Fashion-MNIST files; not read for other sources."""
     input: tuple[str, ...] = ()
-    """Input column(s); none given: the column "image", or else every column but the label."""
+    """Input column(s); none given: "image", else "text", else every column but the label."""
     label: str = "label"
     """Column of integer labels, counted from 0."""
     train_split: str = ""
@@ -44,6 +45,12 @@ class DataConfig:
     """A text file of target ids, one a line; replaces the random draw."""
     seed: int = 0
     """Decides the random draws of training examples and targets."""
+    tokenizer: str = ""
+    """For text: a tokenizer.json file; "" trains one on the training examples."""
+    vocabulary: int = 4096
+    """Token ids of a trained tokenizer, at most."""
+    length: int = 128
+    """Tokens of a text that are read; the rest is cut off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +75,10 @@ class Split(NamedTuple):
     targets: Table
     spare: Table
     class_names: tuple[str, ...]
+    vocabulary: int = 0
+    """For text: every token id is below it; 0 for images and numbers."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the inputs were made, one line each."""
 
 
 def load(config: DataConfig, spare_rows: int = 0) -> Split:
@@ -94,12 +105,16 @@ def load(config: DataConfig, spare_rows: int = 0) -> Split:
     _check_name("data.label", config.label, dataset.column_names, "column")
     columns = _input_columns(config, dataset)
     parts = _split_rows(config, len(dataset), boundary, spare_rows)
-    table = _table(dataset, columns, config.label, np.concatenate(parts))
+    ids = np.concatenate(parts).astype(np.int64)
+    selected = dataset.select(ids)
+    inputs = _inputs(config, selected, columns, ids, len(parts[0]))
+    table = Table(Examples(inputs.values, _labels(selected, config.label, ids)), ids)
     ends = np.cumsum([0, *map(len, parts)])
     train, targets, spare = (
         table.take(np.arange(start, end)) for start, end in itertools.pairwise(ends)
     )
-    return Split(train, targets, spare, _class_names(dataset, config.label))
+    names = _class_names(dataset, config.label)
+    return Split(train, targets, spare, names, inputs.vocabulary, inputs.notes)
 
 
 def content_hash(table: Table) -> str:
@@ -213,8 +228,9 @@ def _input_columns(config: DataConfig, dataset: datasets.Dataset) -> tuple[str, 
         if config.label in config.input:
             raise UserError(f'data.input holds the label column "{config.label}"; take it out')
         return config.input
-    if "image" in dataset.column_names:
-        return ("image",)
+    for name in ("image", "text"):
+        if name in dataset.column_names and name != config.label:
+            return (name,)
     columns = tuple(name for name in dataset.column_names if name != config.label)
     if not columns:
         raise UserError(
@@ -228,19 +244,67 @@ def _class_names(dataset: datasets.Dataset, label: str) -> tuple[str, ...]:
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
 
-def _table(
-    dataset: datasets.Dataset, columns: tuple[str, ...], label: str, rows: np.ndarray
-) -> Table:
-    ids = rows.astype(np.int64)
-    selected = dataset.select(rows)
-    if len(columns) == 1:
-        inputs = _column(selected, columns[0], ids)
-    else:
-        inputs = np.stack([_single_numbers(selected, name, ids) for name in columns], axis=1)
-    return Table(Examples(inputs, _labels(selected, label, ids)), ids)
-
-
 Ids = Int64[np.ndarray, " n"]
+
+
+class _Inputs(NamedTuple):
+    values: Num[np.ndarray, "n *shape"]
+    vocabulary: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def _inputs(
+    config: DataConfig, dataset: datasets.Dataset, columns: tuple[str, ...], ids: Ids, train: int
+) -> _Inputs:
+    """The input columns of all rows, of which the first `train` are the training examples."""
+    first, *others = columns
+    if others:
+        return _Inputs(np.stack([_single_numbers(dataset, name, ids) for name in columns], axis=1))
+    if _holds_text(dataset, first):
+        return _tokens(config, _texts(dataset, first, ids), train)
+    return _Inputs(_column(dataset, first, ids))
+
+
+def _holds_text(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether a column is text. Where most texts read as numbers, numbers are meant."""
+    feature = dataset.features[name]
+    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+        return False
+    values = dataset.with_format(None)[name][:]
+    return 2 * sum(isinstance(_number(value), float) for value in values) <= len(values)
+
+
+def _texts(dataset: datasets.Dataset, name: str, ids: Ids) -> list[str]:
+    texts = dataset.with_format(None)[name][:]
+    if None in texts:
+        raise UserError(
+            f'data.input: column "{name}" is missing in row {ids[texts.index(None)]}; '
+            f"fill or drop such rows"
+        )
+    return texts
+
+
+def _tokens(config: DataConfig, texts: list[str], train: int) -> _Inputs:
+    """Texts as token ids; a tokenizer to train sees the training examples alone.
+
+    As with the normalisation: so neither the targets nor how many they are change an example.
+    """
+    if config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        tokenizer = train_tokenizer(texts[:train], config.vocabulary)
+    tokens = encode(tokenizer, texts, config.length)
+    if not tokens.ids[:train].any():
+        raise UserError(
+            f"data.input: none of the {train} training texts has a token of data.tokenizer = "
+            f'"{config.tokenizer}"; name another column or tokenizer'
+        )
+    notes = (
+        (tokens.cut, f"had to be cut to data.length = {config.length} tokens"),
+        (tokens.empty, "gave no token and became padding alone"),
+    )
+    lines = tuple(f"{count:,} of {len(texts):,} texts {what}" for count, what in notes if count)
+    return _Inputs(tokens.ids, tokens.vocabulary, lines)
 
 
 def _column(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, "n *shape"]:
@@ -319,7 +383,8 @@ def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, 
         row, seen = _telling(ids, values, lambda value: isinstance(_number(value), float))
         raise UserError(
             f'data.input: column "{name}" is not numbers of one shape (row {row} holds '
-            f"{str(seen)[:40]!r}); name the columns of numbers or images with data.input"
+            f"{str(seen)[:40]!r}); name columns of numbers in data.input, or one column of images "
+            f"or text alone"
         ) from error
     finite = np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
     if not finite.all():

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+PADDING = 0
+"""The token id that fills short texts at their end."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -41,21 +44,29 @@ def concatenate(batches: Sequence[Examples]) -> Examples:
 class Normaliser(NamedTuple):
     """Affine map to mean 0 and standard deviation 1; fitted once on all training examples.
 
-    It is part of the recipe: a mask does not change it.
+    It is part of the recipe: a mask does not change it. Fitted on token ids, which name and do
+    not measure, it is empty and leaves them as they are.
     """
 
     mean: Float[np.ndarray, " c"]
     scale: Float[np.ndarray, " c"]
 
-    def __call__(self, inputs: Num[Array, "*b c"]) -> Float[Array, "*b c"]:
+    def __call__(self, inputs: Num[Array, "*b c"]) -> Num[Array, "*b c"]:
         """Normalise the last axis: colour channels of images, columns of a table."""
+        if not self.mean.size:
+            return inputs
         shape = (1,) * (inputs.ndim - 1) + (-1,)
         mean, scale = jnp.asarray(self.mean).reshape(shape), jnp.asarray(self.scale).reshape(shape)
         return (inputs.astype(jnp.float32) - mean) / scale
 
 
 def fit_normaliser(inputs: Num[np.ndarray, "n *b c"]) -> Normaliser:
-    """Mean and standard deviation of the last axis, in float32; a constant keeps scale 1."""
+    """Mean and standard deviation of the last axis, in float32; a constant keeps scale 1.
+
+    Inputs of int32 are token ids, and of no use as numbers.
+    """
+    if inputs.dtype == np.int32:
+        return Normaliser(np.zeros(0, np.float32), np.zeros(0, np.float32))
     axes = tuple(range(inputs.ndim - 1))
     mean = inputs.mean(axes, dtype=np.float64)
     scale = inputs.std(axes, dtype=np.float64)

@@ -30,8 +30,8 @@ class ModelConfig:
     factory: str = ""
     """Your own model, "package.module:function"; see docs/own_model.md."""
     width: int = 0
-    """Hidden units of the mlp (0: 128), channels of the first layer of cnn (0: 8) and resnet (0: 16),
-    features of transformer and bag (0: 64)."""
+    """Hidden units of the mlp (0: 128), channels of the first layer of the cnn (0: 8) and the
+    resnet (0: 16), features of transformer and bag (0: 64)."""
     depth: int = 2
     """Layers of the transformer."""
     patch: int = 0
@@ -90,8 +90,8 @@ def _builtin(config: ModelConfig, shape: tuple[int, ...], vocabulary: int) -> Fa
             patch = config.patch or (4 if min(shape[:2]) >= 16 else 2)
             if shape[0] % patch or shape[1] % patch:
                 raise UserError(
-                    f"model.patch = {patch} does not divide images of {shape[0]}x{shape[1]} pixels; "
-                    f"choose a common divisor of both"
+                    f"model.patch = {patch} does not divide images of {shape[0]}x{shape[1]} "
+                    f"pixels; choose a common divisor of both"
                 )
             return partial(PatchTransformer, width=width or 64, depth=depth, patch=patch)
     raise UserError(f'model.name = "{name}" reads text only; choose mlp or linear for numbers')

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from training.examples import PADDING
 from training.layers import (
     Attention,
     Convolution,
@@ -20,9 +21,6 @@ from training.layers import (
 Inputs = Float[Array, "b *shape"]
 Tokens = Int[Array, "b s"]
 Logits = Float[Array, "b classes"]
-
-PADDING = 0
-"""The token id that fills up short texts."""
 
 
 class Linear(nnx.Module):
