@@ -15,12 +15,15 @@ STREAMS = {"main": 0, "replicates": 1, "verification": 2}
 
 
 def designs(config: Config) -> dict[str, Bernoulli]:
-    """The design of each arm, by the arm's name."""
+    """The design of each arm, by the arm's name.
+
+    Where all members share one training key, replicates would all be the same.
+    """
     sweep = config.sweep
-    return {
-        "main": Bernoulli(sweep.alpha),
-        "replicates": Bernoulli(sweep.alpha, sweep.replicate_seeds),
-    }
+    main = {"main": Bernoulli(sweep.alpha)}
+    if sweep.seeds == "common":
+        return main
+    return main | {"replicates": Bernoulli(sweep.alpha, sweep.replicate_seeds)}
 
 
 def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
@@ -37,13 +40,17 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
             seed=sweep.seed,
             stream=STREAMS[name],
             design=design.describe(),
+            common_seed=sweep.seeds == "common",
         )
         for name, design in designs(experiment.config).items()
     }
 
 
 def unit_size(sweep: SweepConfig, members: int) -> int:
-    """The unit of a new arm: whole launches of this machine, so that no device runs for nothing."""
+    """The unit of a new arm: whole launches of this machine, so that no device runs for nothing.
+
+    `sweep` has its width, that is, no search is left to do.
+    """
     launch = local_layout(sweep.width).launch
     return min(math.ceil(sweep.unit / launch) * launch, members)
 
@@ -59,9 +66,10 @@ def main_task(experiment: Experiment) -> Task:
     )
 
 
-def read_arms(run: Run, experiment: Experiment) -> tuple[Rows, Rows]:
-    """The members of (the main arm, the replicates), each unit checked."""
-    specs = arm_specs(experiment)
+def read_arms(run: Run, experiment: Experiment) -> tuple[Rows, Rows | None]:
+    """The members of (the main arm, the replicates if there are any), each unit checked."""
     run.require(run.bank, "sweep")
-    main, replicates = (open_arm(run.bank / name, specs[name]).read() for name in specs)
-    return main, replicates
+    arms = {
+        name: open_arm(run.bank / name, spec).read() for name, spec in arm_specs(experiment).items()
+    }
+    return arms["main"], arms.get("replicates")

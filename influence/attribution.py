@@ -53,30 +53,41 @@ def fit(parts: Parts, config: FitConfig) -> AdditiveDatamodel:
     )
 
 
-def judge(model: AdditiveDatamodel, parts: Parts, replicates: Rows, seeds: int) -> Quality:
+def judge(model: AdditiveDatamodel, parts: Parts, replicates: Rows | None, seeds: int) -> Quality:
     """R2 and LDS on the held-out members, and the ceiling from the replicates.
 
     Args:
         model: fitted on `parts.fitted`.
         parts: of the main arm.
-        replicates: `seeds` members a mask, one mask after the other.
+        replicates: `seeds` members a mask, one mask after the other; None where all members share
+            one training key, so that there is no seed noise and no ceiling (NaN).
         seeds: retrains of each mask.
     """
     actual = parts.held_out.outputs
     predicted = model.predict(parts.held_out.masks)
-    total = np.concatenate([parts.fitted.outputs, actual])
-    outputs = np.where(replicates.usable[:, None], replicates.outputs, np.nan)
-    repeated = outputs.reshape(-1, seeds, outputs.shape[1])
-    several = replicates.usable.reshape(-1, seeds).sum(1) >= 2
     return Quality(
         datamodels.r2(predicted, actual),
         datamodels.lds(predicted, actual),
-        datamodels.ceiling(total, repeated[several]),
+        _ceiling(parts, replicates, seeds),
     )
 
 
+def _ceiling(parts: Parts, replicates: Rows | None, seeds: int) -> Float[np.ndarray, " t"]:
+    total = np.concatenate([parts.fitted.outputs, parts.held_out.outputs])
+    if replicates is None:
+        return np.full(total.shape[1], np.nan)
+    outputs = np.where(replicates.usable[:, None], replicates.outputs, np.nan)
+    repeated = outputs.reshape(-1, seeds, outputs.shape[1])
+    several = replicates.usable.reshape(-1, seeds).sum(1) >= 2
+    return datamodels.ceiling(total, repeated[several])
+
+
 def summary(
-    model: AdditiveDatamodel, quality: Quality, targets: Targets, main: Rows, replicates: Rows
+    model: AdditiveDatamodel,
+    quality: Quality,
+    targets: Targets,
+    main: Rows,
+    replicates: Rows | None,
 ) -> dict[str, Any]:
     """The `fit` section of audit.json: means over the clean targets, then over each block."""
     gap = model.diagnostics.relative_gap
@@ -91,16 +102,21 @@ def summary(
         "certified": float((gap <= CERTIFIED).mean()),
         "largest_relative_gap": float(gap.max()),
         "members": len(main.usable),
-        "not_finite": int((~main.usable).sum() + (~replicates.usable).sum()),
+        "not_finite": sum(int((~arm.usable).sum()) for arm in (main, replicates) if arm),
     }
 
 
 def _means(quality: Quality, block: slice) -> dict[str, float]:
-    r2, lds, ceiling = (float(np.nanmean(values[block])) for values in quality)
+    r2, lds, ceiling = (_mean(values[block]) for values in quality)
     return {
         "lds": lds,
         "r2": r2,
         "ceiling": ceiling,
-        "lds_ceiling": float(np.nanmean(np.sqrt(np.maximum(quality.ceiling[block], 0)))),
+        "lds_ceiling": _mean(np.sqrt(np.maximum(quality.ceiling[block], 0))),
         "share_of_ceiling": r2 / ceiling if ceiling > 0 else float("nan"),
     }
+
+
+def _mean(values: Float[np.ndarray, " t"]) -> float:
+    """Of the targets that have the value; NaN if none has."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

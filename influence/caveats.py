@@ -18,6 +18,11 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
             "The datamodel predicts held-out members no better than their mean: its weights mean "
             "nothing here. More members, or a stabler training, are needed."
         )
+    if fit["seeds"] == "common":
+        found.append(
+            "All members share one training key, so weights and effects hold for this seed; there "
+            "is no ceiling. The verification used seeds of its own."
+        )
     if verify["accuracy"]["before"][0] <= verify["majority"]:
         found.append(
             f"Trained on everything, the model is right on {verify['accuracy']['before'][0]:.0%} "

@@ -123,9 +123,11 @@ def _stage(command: str, rest: list[str]) -> int:
 
 def _start() -> ModuleType:
     """Set up the devices, then import what uses them."""
-    from training.parallel import use_all_cores
+    from training.cache import cache_folder
+    from training.parallel import keep_compiled_programs, use_all_cores
 
     use_all_cores()
+    keep_compiled_programs(cache_folder() / "compiled")
     from influence import pipeline
 
     return pipeline

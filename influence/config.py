@@ -166,7 +166,12 @@ def check(config: Config) -> None:
     require(sweep.members >= 8, "sweep.members", "at least 8")
     require(sweep.replicate_masks >= 2, "sweep.replicate_masks", "at least 2")
     require(sweep.replicate_seeds >= 2, "sweep.replicate_seeds", "at least 2")
-    require(sweep.width >= 1, "sweep.width", "at least 1")
+    require(sweep.width >= 0, "sweep.width", "at least 0")
+    require(
+        sweep.microbatch == 0 or optim.batch_size % max(sweep.microbatch, 1) == 0,
+        "sweep.microbatch",
+        f"0 or a divisor of optim.batch_size = {optim.batch_size}",
+    )
     require(sweep.unit >= 1, "sweep.unit", "at least 1")
     require(fit.held_out >= 2, "fit.held_out", "at least 2")
     require(

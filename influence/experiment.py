@@ -137,6 +137,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
             "version": NUMERICS_VERSION,
             "precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
             "width": config.sweep.width,
+            "microbatch": config.sweep.microbatch,
         },
     }
 

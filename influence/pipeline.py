@@ -18,19 +18,18 @@ from influence.audit import flag, score, suspect
 from influence.caveats import caveats
 from influence.config import Config, read_config
 from influence.experiment import Experiment, prepare
+from influence.layout import fixed_layout, with_layout
 from influence.progress import say, sweep_progress
 from influence.report import write_report
-from influence.run import Run, check_same, create_or_resume, open_run
+from influence.run import Run, check_same, create, open_run, resume
 from training.bank import Arm, create_arms, open_arm
 from training.errors import UserError
-from training.parallel import local_layout
 from training.sweep import Design, Sweeper, Task, sweep
 
 
 def run_all(config: Config, out: Path) -> Run:
     """Everything, from examples to the report; members made before are not made again."""
-    experiment = prepare(config)
-    run = sweep_stage(experiment, out)
+    run, experiment = sweep_stage(prepare(config), out)
     fit_stage(run, experiment)
     audit_stage(run, experiment)
     verify_stage(run, experiment)
@@ -50,19 +49,26 @@ def load_experiment(path: Path) -> tuple[Run, Experiment]:
     return run, experiment
 
 
-def sweep_stage(experiment: Experiment, out: Path) -> Run:
-    """Create or resume the run directory and retrain every member that is missing."""
+def sweep_stage(experiment: Experiment, out: Path) -> tuple[Run, Experiment]:
+    """Create or resume the run directory and retrain every member that is missing.
+
+    Returns the run, and the experiment with the layout that the run has.
+    """
     for note in experiment.notes:
         say(f"Note: {note}")
+    planned = with_layout(experiment, out)
+    create(out, planned, tuple(arm_specs(planned).values()))
+    # Another process may have been first, with another layout.
+    experiment = with_layout(experiment, out)
     specs = arm_specs(experiment)
-    run = create_or_resume(out, experiment, tuple(specs.values()))
+    run = resume(out, experiment, tuple(specs.values()))
     create_arms(run.bank, list(specs.values()))
     arms = {
         f"Sweep: {name}": (open_arm(run.bank / name, specs[name]), design)
         for name, design in designs(experiment.config).items()
     }
     _make_missing(run, experiment, main_task(experiment), arms)
-    return run
+    return run, experiment
 
 
 def fit_stage(run: Run, experiment: Experiment) -> None:
@@ -74,7 +80,8 @@ def fit_stage(run: Run, experiment: Experiment) -> None:
     model = attribution.fit(parts, config.fit)
     quality = attribution.judge(model, parts, replicates, config.sweep.replicate_seeds)
     save_datamodel(run, model, quality)
-    run.replace_audit(fit=attribution.summary(model, quality, experiment.targets, main, replicates))
+    summary = attribution.summary(model, quality, experiment.targets, main, replicates)
+    run.replace_audit(fit=summary | {"seeds": config.sweep.seeds})
 
 
 def audit_stage(run: Run, experiment: Experiment) -> None:
@@ -135,10 +142,9 @@ def _make_missing(
     missing = [title for title, (arm, _) in arms.items() if arm.missing_units()]
     if not missing:
         return
-    sweeper = Sweeper(task, local_layout(experiment.config.sweep.width))
-    layout = sweeper.layout
-    together = "one member" if layout.width == 1 else f"{layout.width} members side by side"
-    say(f"Retraining on {len(layout.devices)} {layout.device_kind} device(s), {together} on each")
+    sweeper = Sweeper(task, fixed_layout(experiment))
+    sweeper.require_memory()
+    say(f"Retraining on {sweeper.layout}")
     for title in missing:
         arm, design = arms[title]
         with sweep_progress(title, arm, run.progress) as on_unit:

@@ -61,11 +61,18 @@ def write_report(
         caveats=caveats(metrics),
         rows=_ranked_rows(experiment, scores),
         has_pictures=_is_image(experiment),
-        quality_plot=plots.quality(quality.r2[clean], quality.ceiling[clean]),
+        quality_plot=_quality_plot(quality, clean),
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
     )
     write_atomically(run.report, page)
+
+
+def _quality_plot(quality: Quality, clean: slice) -> str | None:
+    """None where there is no ceiling to compare with."""
+    if not np.isfinite(quality.ceiling).any():
+        return None
+    return plots.quality(quality.r2[clean], quality.ceiling[clean])
 
 
 def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:

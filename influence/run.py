@@ -87,19 +87,31 @@ def open_run(path: Path) -> Run:
     return run
 
 
-def create_or_resume(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> Run:
-    """The run directory of this experiment; an existing one must be of the same run.
+def is_new(path: Path) -> bool:
+    """Whether nothing stands where a run directory is wanted."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
-    The directory appears in one rename, config and manifest in it, so that several processes
-    may start at once. Sections of the config that do not change the bank ([fit] and [audit])
-    may differ from what is stored; the new ones are written.
+
+def create(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> None:
+    """Make the run directory, unless something stands there already.
+
+    It appears in one rename, config and manifest in it, so that several processes may start at
+    once: the first one makes it.
+    """
+    if is_new(path):
+        _create(Run(path), experiment.config, _manifest(experiment, arms))
+
+
+def resume(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> Run:
+    """The run directory of this experiment.
+
+    Sections of the config that do not change the bank ([fit] and [audit]) may differ from what is
+    stored; the new ones are written.
 
     Raises:
         UserError: the path holds something else, or another run; the message says what differs.
     """
     run = Run(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        _create(run, experiment.config, _manifest(experiment, arms))
     if not run.manifest.is_file():
         raise UserError(f"{path} exists and is no run directory; choose another --out")
     check_same(run, experiment, arms)

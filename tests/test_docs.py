@@ -17,7 +17,7 @@ SMALL = [
     "--data.train-count", "100", "--data.target-count", "20", "--sweep.members", "40",
     "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2", "--optim.steps", "20",
     "--fit.held-out", "10", "--audit.seeds", "2", "--poison.label-flip-fraction", "0.1",
-    "--poison.backdoor-fraction", "0.0",
+    "--poison.backdoor-fraction", "0.0", "--sweep.width", "8",
 ]  # fmt: skip
 
 

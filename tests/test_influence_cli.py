@@ -128,7 +128,7 @@ def test_a_factory_that_exits_is_refused(tmp_path, capsys, monkeypatch):
 
 
 def test_too_little_disk(tmp_path, capsys):
-    config = config_for(tmp_path, DIGITS, sweep="members = 100000000000")
+    config = config_for(tmp_path, DIGITS, sweep="members = 100000000000\nwidth = 8")
     assert "GB free" in refused(capsys, "sweep", config, "--out", str(tmp_path / "run"))
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from influence.cli import STAGES, main
+from influence.config import read_config
 from training.bank import Arm
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
@@ -231,7 +232,7 @@ def test_diverged_members_are_refused_with_a_remedy(tmp_path, capsys):
 
 SMALL = [
     "--sweep.members", "40", "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2",
-    "--optim.steps", "20", "--fit.held-out", "10", "--audit.seeds", "2",
+    "--optim.steps", "20", "--fit.held-out", "10", "--audit.seeds", "2", "--sweep.width", "8",
 ]  # fmt: skip
 
 
@@ -313,3 +314,38 @@ def test_a_table_of_texts_of_ones_own(tmp_path, capfd, model):
     # a, and, day, the seven numbers, fine, lovely, dull, sad, grey, wet, the comma; and two more.
     assert read_json(run / "manifest.json")["parts"]["model"]["vocabulary"] == 19
     assert main(["report", str(run)]) == 0
+
+
+def test_the_layout_is_found_once_and_read_ever_after(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["sweep", SMOKE, "--out", str(run), "--sweep.members", "24", "--fit.held-out", "8"]
+    assert main([*words, "--sweep.width", "0"]) == 0
+    said = capsys.readouterr().err
+    assert "Looking for the fastest layout on this machine\n" in said
+    assert re.search(
+        r"Layout: 4 cpu device\(s\), .* on each.* \(fastest of \d+ timed; \d+ GF", said
+    )
+    numerics = read_json(run / "manifest.json")["parts"]["numerics"]
+    assert numerics["width"] >= 1
+    config = read_config(run / "config.toml").sweep
+    assert (config.width, config.microbatch) == (numerics["width"], numerics["microbatch"])
+    # The same call goes on with it, without a search; another width is another run.
+    assert main([*words, "--sweep.width", "0"]) == 0
+    assert "Looking" not in capsys.readouterr().err
+    assert main([*words, "--sweep.width", str(2 * numerics["width"])]) == 2
+    assert f"sweep.width is {numerics['width']} there" in capsys.readouterr().err
+
+
+def test_a_run_with_a_common_seed_has_no_ceiling_and_says_so(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["run", SMOKE, "--out", str(run), "--sweep.seeds", "common"]) == 0
+    assert "All members share one training key" in capsys.readouterr().err
+    assert sorted(path.name for path in (run / "bank").iterdir()) == ["main"]
+    audit = read_json(run / "audit.json")
+    assert audit["fit"]["ceiling"] is None
+    assert audit["fit"]["share_of_ceiling"] is None
+    low, high = audit["verify"]["accuracy"]["before"][1:]
+    assert low < high  # the verification has seeds of its own
+    assert "all members share one training key" in " ".join(
+        (run / "report.html").read_text().split()
+    )

@@ -1,17 +1,21 @@
 """The sweep: equal to a plain loop, and to itself however it is cut, placed or interrupted."""
 
+import threading
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from datamodels.design import Bernoulli, Listed
 from training.bank import ArmSpec, Status, create_arms, open_arm
+from training.errors import UserError
 from training.examples import Examples, fit_normaliser
 from training.models import ModelConfig, build_model
 from training.optim import OptimConfig
 from training.outputs import margin
 from training.parallel import local_layout
-from training.seeds import root_key, training_key
+from training.seeds import root_key, training_key, training_keys
 from training.sweep import Sweeper, Task, sweep
 from training.train import Recipe, make_evaluate, make_train
 
@@ -36,6 +40,10 @@ def make_task(name="mlp", **optim):
 
 def make_spec(design, members=70, unit=32, stream=0):
     return ArmSpec("main", members, EXAMPLES, TARGETS, unit, 5, stream, design.describe())
+
+
+def keys_of(count):
+    return training_keys(root_key(0, 0), np.arange(count), np.zeros(count, int))
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +168,70 @@ def test_members_that_are_not_finite_or_empty_are_marked(tmp_path):
 
 
 def test_no_data_moves_between_devices_while_members_train(sweeper):
-    masks = np.ones((20, EXAMPLES), bool)
-    numbers = np.arange(20)
-    sweeper.outputs(root_key(0, 0), masks, numbers, numbers)
-    with jax.transfer_guard_device_to_device("disallow"):
-        sweeper.outputs(root_key(0, 0), masks, numbers, numbers)
+    masks, keys = np.ones((20, EXAMPLES), bool), keys_of(20)
+    sweeper.start(keys, masks).fetch()
+    # What goes in and comes out is moved explicitly; nothing else may move.
+    with jax.transfer_guard("disallow"):
+        sweeper.start(keys, masks).fetch()
+
+
+def test_a_unit_is_written_while_the_next_one_trains(sweeper, tmp_path, monkeypatch):
+    """Writing a unit here waits for the next to begin: one after the other, it would not end."""
+    begun = [threading.Event() for _ in range(5)]
+    start, started = sweeper.start, []
+
+    def start_and_tell(keys, masks):
+        launched = start(keys, masks)
+        begun[len(started)].set()
+        started.append(len(keys))
+        return launched
+
+    def wait_for_the_next(unit, rows):
+        if unit < 4:
+            assert begun[unit + 1].wait(timeout=60)
+
+    monkeypatch.setattr(sweeper, "start", start_and_tell)
+    design = Bernoulli(0.5)
+    run_sweep(sweeper, tmp_path, design, make_spec(design, unit=16), wait_for_the_next)
+    assert started == [16, 16, 16, 16, 6]
+
+
+def test_with_a_common_seed_outputs_depend_on_the_mask_alone(sweeper, tmp_path):
+    masks = np.random.default_rng(0).random((2, EXAMPLES)) < 0.5
+    design = Listed(masks[[0, 1, 0]], np.array([0, 0, 1]))
+    spec = make_spec(design, 3)
+    own = run_sweep(sweeper, tmp_path / "own", design, spec)
+    common = replace(spec, common_seed=True)
+    shared = run_sweep(sweeper, tmp_path / "common", design, common)
+    np.testing.assert_array_equal(shared.outputs[0], shared.outputs[2])
+    assert (own.outputs[0] != own.outputs[2]).any()
+    train = make_train(make_task().recipe, make_task().model, make_task().examples)
+    evaluate = make_evaluate(*make_task()[:2], make_task().targets, margin)
+    expected = evaluate(jax.jit(train)(training_key(root_key(5, 0), 0, 0), masks[1]))
+    np.testing.assert_allclose(shared.outputs[1], expected, atol=2e-5)
+
+
+def test_a_batch_in_pieces_trains_the_same_member(sweeper):
+    masks, keys = np.random.default_rng(0).random((6, EXAMPLES)) < 0.5, keys_of(6)
+    whole, _ = sweeper.start(keys, masks).fetch()
+    pieces, _ = Sweeper(make_task(), local_layout(8, 2, microbatch=2)).start(keys, masks).fetch()
+    np.testing.assert_allclose(whole, pieces, atol=1e-4)
+
+
+@pytest.mark.parametrize("microbatch", [0, 1000])
+def test_too_little_memory_is_refused_before_anything_runs(microbatch):
+    task = make_task("cnn", batch_size=50_000_000)
+    huge = Sweeper(task, local_layout(1, 2, microbatch=microbatch))
+    with pytest.raises(UserError) as caught:
+        huge.require_memory()
+    assert "training 1 member(s) at a time on each of 2 cpu device(s) needs " in str(caught.value)
+    assert "GB is free; lower optim.batch_size, model.width or sweep.width" in str(caught.value)
+
+
+def test_memory_grows_with_the_members_side_by_side_and_shrinks_with_the_pieces():
+    def needed(width, microbatch):
+        task = make_task("cnn", batch_size=512)
+        return Sweeper(task, local_layout(width, 2, microbatch)).require_memory().needed
+
+    assert needed(4, 0) > 2 * needed(1, 0)
+    assert needed(1, 64) < 0.5 * needed(1, 0)

@@ -76,6 +76,8 @@ class ArmSpec:
     """With the seed, the arm's root key: fold_in(key(seed), stream)."""
     design: dict[str, Any]
     """The design's own description."""
+    common_seed: bool = False
+    """Whether all members share one training key."""
 
     @property
     def units(self) -> int:

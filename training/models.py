@@ -1,5 +1,6 @@
 """The models a sweep trains, built in or the user's own, as pure functions."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Model:
     apply: Callable[[PyTree, PyTree, Inputs], Logits]
     """(parameters, rest, inputs) -> logits, in evaluation mode"""
     classes: int
+    by_example: bool = False
+    """Known to treat every example by itself, so that a batch may be taken in pieces."""
     source: str = field(default="", compare=False)
     """Source text of the user's factory module, so that a changed model is another run."""
 
@@ -158,7 +161,7 @@ def build_model(
         source, name = "", f'model.name = "{config.name}"'
     inputs = jax.ShapeDtypeStruct((2, *shape), jnp.int32 if vocabulary else jnp.float32)
     try:
-        model = _as_functions(factory, shape, classes, source, jnp.dtype(config.precision))
+        model = _as_functions(factory, shape, classes, jnp.dtype(config.precision))
         _check_calls(model, inputs)
     except _Unfit as error:
         raise UserError(f"{name} {error}") from error
@@ -168,7 +171,7 @@ def build_model(
         raise UserError(
             f"{name} failed for inputs of shape {shape} and {classes} classes: {reason(error)}"
         ) from error
-    return model
+    return dataclasses.replace(model, by_example=not config.factory, source=source)
 
 
 class _Unfit(Exception):
@@ -176,7 +179,7 @@ class _Unfit(Exception):
 
 
 def _as_functions(
-    factory: Factory, shape: tuple[int, ...], classes: int, source: str, precision: jnp.dtype
+    factory: Factory, shape: tuple[int, ...], classes: int, precision: jnp.dtype
 ) -> Model:
     def build(key: Key[Array, ""]) -> Any:
         module = factory(shape, classes, rngs=nnx.Rngs(key))
@@ -215,7 +218,7 @@ def _as_functions(
     def apply(parameters: PyTree, rest: PyTree, inputs: Inputs) -> Logits:
         return call(graph_eval, parameters, rest, inputs)[0]
 
-    return Model(init, apply_train, apply, classes, source)
+    return Model(init, apply_train, apply, classes)
 
 
 def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:

@@ -6,7 +6,9 @@ size nor the process that ran a member can change it, and a lost member can be m
 """
 
 import jax
-from jaxtyping import Array, Int, Key
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, UInt32
 
 TRAINING_TAG = 1
 
@@ -23,6 +25,14 @@ def training_key(
     """
     base = jax.random.fold_in(root, TRAINING_TAG)
     return jax.random.fold_in(jax.random.fold_in(base, row), replicate)
+
+
+def training_keys(
+    root: Key[Array, ""], rows: Int[np.ndarray, " m"], replicates: Int[np.ndarray, " m"]
+) -> UInt32[np.ndarray, "m 2"]:
+    """The training keys of many members, as plain numbers (`jax.random.key_data`)."""
+    keys = jax.vmap(training_key, (None, 0, 0))(root, jnp.asarray(rows), jnp.asarray(replicates))
+    return np.asarray(jax.random.key_data(keys))
 
 
 def root_key(seed: int, stream: int) -> Key[Array, ""]:

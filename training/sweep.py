@@ -1,20 +1,23 @@
 """The sweep: train every member of an arm and commit its outputs, unit by unit."""
 
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 
-from training.bank import Arm, Rows, Status
+from training.bank import Arm, ArmSpec, Rows, Status
+from training.errors import UserError
 from training.examples import Examples
 from training.models import Model
 from training.outputs import OutputFunction
-from training.parallel import Layout, map_members, replicate
-from training.seeds import root_key, training_key
+from training.parallel import Launched, Layout, MemberProgram, Memory
+from training.seeds import root_key, training_keys
 from training.train import Recipe, all_finite, make_evaluate, make_train
 
 
@@ -34,9 +37,15 @@ class SweepConfig:
     """Masks that are retrained with several seeds, to measure the ceiling."""
     replicate_seeds: int = 8
     """Seeds of each of those masks."""
-    width: int = 8
-    """Members side by side on one device: several for small networks, 1 for convolutions on CPU.
-    Fixed for a run, since low bits depend on it."""
+    seeds: Literal["independent", "common"] = "independent"
+    """independent: every member has a training key of its own. common: all share one, so that a
+    member's outputs depend on its mask alone, and hold for this seed only."""
+    width: int = 0
+    """Members side by side on one device; 0: what trains most members a second, found by a short
+    timed search. Fixed for a run, since low bits depend on it."""
+    microbatch: int = 0
+    """Examples whose gradient is taken at once; must divide optim.batch_size. 0: found with the
+    width, or the whole batch where the width is given. Fixed for a run, like the width."""
     unit: int = 64
     """Members of one unit of work: what an interruption can lose; rounded up to fill devices."""
     allow_mixed: bool = False
@@ -79,7 +88,6 @@ class Design(Protocol):
 class _Shared(NamedTuple):
     """What all members read; on every device, once."""
 
-    root: Key[Array, ""]
     examples: Examples
     targets: Examples
 
@@ -89,20 +97,37 @@ class Sweeper:
 
     def __init__(self, task: Task, layout: Layout):
         self.layout = layout
-        self._arrays = replicate((task.examples, task.targets), layout)
-        self._run = map_members(_make_member(task), layout)
+        packed = jax.ShapeDtypeStruct((math.ceil(len(task.examples) / 8),), jnp.uint8)
+        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        shared = _Shared(task.examples, task.targets)
+        self._program = MemberProgram(
+            _make_member(task, layout.microbatch), layout, shared, key, packed
+        )
 
-    def outputs(
-        self,
-        root: Key[Array, ""],
-        masks: Bool[np.ndarray, "m n"],
-        rows: Int[np.ndarray, " m"],
-        replicates: Int[np.ndarray, " m"],
-    ) -> tuple[Float[np.ndarray, "m t"], UInt8[np.ndarray, " m"]]:
-        """Train members and return (outputs float32, status)."""
-        shared = _Shared(replicate(root, self.layout), *self._arrays)
-        packed = np.packbits(masks, axis=1)
-        return self._run(shared, packed, rows.astype(np.int32), replicates.astype(np.int32))
+    def start(self, keys: UInt32[np.ndarray, "m 2"], masks: Bool[np.ndarray, "m n"]) -> Launched:
+        """Begin to train members; what `fetch` returns is (outputs (m, t) float32, status (m,)).
+
+        Args:
+            keys: their training keys (`training.seeds.training_keys`).
+            masks: the examples they keep.
+        """
+        return self._program.start(keys, np.packbits(masks, axis=1))
+
+    def require_memory(self) -> Memory:
+        """Compile, and compare what a launch needs with what is free.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        memory, layout = self._program.memory(), self.layout
+        if memory.free is not None and memory.needed > memory.free:
+            raise UserError(
+                f"training {layout.width} member(s) at a time on each of {len(layout.devices)} "
+                f"{layout.device_kind} device(s) needs {memory.needed / 1e9:.2f} GB a device "
+                f"beside the data, but {memory.free / 1e9:.2f} GB is free; lower "
+                f"optim.batch_size, model.width or sweep.width, or set sweep.microbatch"
+            )
+        return memory
 
     def made_on(self) -> dict[str, Any]:
         """Where this program runs, for the done-records."""
@@ -110,22 +135,20 @@ class Sweeper:
             "device_kind": self.layout.device_kind,
             "devices": len(self.layout.devices),
             "width": self.layout.width,
+            "microbatch": self.layout.microbatch,
             "jax": jax.__version__,
         }
 
 
-def _make_member(task: Task) -> Callable[..., tuple[Array, Array]]:
+def _make_member(task: Task, microbatch: int) -> Callable[..., tuple[Array, Array]]:
     count = len(task.examples)
 
     def member(
-        shared: _Shared,
-        packed: UInt8[Array, " bytes"],
-        row: Int[Array, ""],
-        replicate: Int[Array, ""],
+        shared: _Shared, key: UInt32[Array, " 2"], packed: UInt8[Array, " bytes"]
     ) -> tuple[Float[Array, " t"], UInt8[Array, ""]]:
         mask = jnp.unpackbits(packed, count=count).astype(bool)
-        train = make_train(task.recipe, task.model, shared.examples)
-        state = train(training_key(shared.root, row, replicate), mask)
+        train = make_train(task.recipe, task.model, shared.examples, microbatch)
+        state = train(jax.random.wrap_key_data(key), mask)
         evaluate = make_evaluate(task.recipe, task.model, shared.targets, task.output)
         outputs = evaluate(state).astype(jnp.float32)
         finite = all_finite(state) & jnp.isfinite(outputs).all()
@@ -146,13 +169,14 @@ def sweep(
 ) -> None:
     """Make every unit of the arm that is missing; what is done is left alone.
 
+    While a unit trains, the one before is fetched, written and reported by a thread of its own.
     Interrupted at any point, a later call continues and ends with the same bits.
 
     Args:
         sweeper: the compiled task.
         arm: where the members go.
         design: gives each member its mask, row and replicate.
-        on_unit: called after each commit with the unit's number and rows.
+        on_unit: called after each commit with the unit's number and rows, in that thread.
         allow_mixed: go on even where finished units were made on another device kind, layout or
             JAX version.
 
@@ -162,12 +186,30 @@ def sweep(
     if not allow_mixed:
         arm.check_made_on(sweeper.made_on())
     root = root_key(arm.spec.seed, arm.spec.stream)
-    for unit in arm.missing_units():
-        members = arm.spec.unit_rows(unit)
-        masks = design.masks(root, members, arm.spec.groups)
-        outputs, status = sweeper.outputs(
-            root, masks, design.rows(members), design.replicate_of(members)
-        )
-        rows = Rows(masks, outputs, status)
+
+    def finish(unit: int, masks: Bool[np.ndarray, "u n"], launched: Launched) -> None:
+        rows = Rows(masks, *launched.fetch())
         arm.commit(unit, rows, sweeper.made_on())
         on_unit(unit, rows)
+
+    with ThreadPoolExecutor(1) as other_thread:
+        before = None
+        for unit in arm.missing_units():
+            members = arm.spec.unit_rows(unit)
+            masks = design.masks(root, members, arm.spec.groups)
+            launched = sweeper.start(_keys(root, arm.spec, design, members), masks)
+            # One unit in training and one in writing, so that memory stays flat.
+            if before is not None:
+                before.result()
+            before = other_thread.submit(finish, unit, masks, launched)
+        if before is not None:
+            before.result()
+
+
+def _keys(
+    root: Key[Array, ""], spec: ArmSpec, design: Design, members: Int[np.ndarray, " m"]
+) -> UInt32[np.ndarray, "m 2"]:
+    rows, replicates = design.rows(members), design.replicate_of(members)
+    if spec.common_seed:
+        rows, replicates = np.zeros_like(rows), np.zeros_like(replicates)
+    return training_keys(root, rows, replicates)

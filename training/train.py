@@ -61,15 +61,20 @@ def visit_order(
     return jax.lax.sort((epoch, shuffle, example), num_keys=2)[2]
 
 
-def make_train(recipe: Recipe, model: Model, examples: Examples) -> Train:
+def make_train(recipe: Recipe, model: Model, examples: Examples, microbatch: int = 0) -> Train:
     """`train(key, mask) -> State`, a pure function to `jit`, `vmap`, `pmap` or differentiate.
 
     The loss is the mean cross-entropy of a batch. The number of steps is the recipe's, whatever
     the mask keeps. Dropped examples are never gathered, so their values (even infinite ones)
     cannot change one bit of the result. An empty mask gives the initial parameters back.
+
+    With a `microbatch`, which must divide the batch size, the gradient of a step is the mean over
+    pieces of the batch: less memory, and on CPU the pieces stay in the cache. It is the same
+    gradient only for models that treat every example by itself and keep no state.
     """
     optimizer = make_optimizer(recipe.optim)
     steps, batch_size = recipe.optim.steps, recipe.optim.batch_size
+    pieces = batch_size // (microbatch or batch_size)
 
     def loss(
         parameters: PyTree, rest: PyTree, batch: Int[Array, " b"]
@@ -79,6 +84,20 @@ def make_train(recipe: Recipe, model: Model, examples: Examples) -> Train:
         logits, rest = model.apply_train(parameters, rest, inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
 
+    def gradient(
+        parameters: PyTree, rest: PyTree, batch: Int[Array, " b"]
+    ) -> tuple[PyTree, PyTree]:
+        if pieces == 1:
+            return jax.grad(loss, has_aux=True)(parameters, rest, batch)
+
+        def add(total: PyTree, piece: Int[Array, " p"]) -> tuple[PyTree, None]:
+            of_piece, _ = jax.grad(loss, has_aux=True)(parameters, rest, piece)
+            return jax.tree.map(jnp.add, total, of_piece), None
+
+        zero = jax.tree.map(jnp.zeros_like, parameters)
+        total, _ = jax.lax.scan(add, zero, batch.reshape(pieces, -1))
+        return jax.tree.map(lambda part: part / pieces, total), rest
+
     def train(key: Key[Array, ""], mask: Bool[Array, " n"]) -> State:
         init_key, visit_key = jax.random.split(key)
         initial = State(*model.init(init_key))
@@ -86,8 +105,8 @@ def make_train(recipe: Recipe, model: Model, examples: Examples) -> Train:
 
         def step(carry: tuple, batch: Int[Array, " b"]) -> tuple[tuple, None]:
             (parameters, rest), moments = carry
-            gradient, rest = jax.grad(loss, has_aux=True)(parameters, rest, batch)
-            updates, moments = optimizer.update(gradient, moments, parameters)
+            direction, rest = gradient(parameters, rest, batch)
+            updates, moments = optimizer.update(direction, moments, parameters)
             return (State(optax.apply_updates(parameters, updates), rest), moments), None
 
         carry = (initial, optimizer.init(initial.parameters))

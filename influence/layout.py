@@ -1,0 +1,41 @@
+"""The layout of a run: found when it first starts, and read ever after."""
+
+import dataclasses
+from pathlib import Path
+
+from influence.arms import main_task
+from influence.config import read_config
+from influence.experiment import Experiment
+from influence.progress import say
+from influence.run import Run, is_new
+from training.layouts import find_layout
+from training.parallel import Layout, local_layout
+
+
+def with_layout(experiment: Experiment, out: Path) -> Experiment:
+    """The same experiment with a width and a microbatch.
+
+    What the config leaves open is as the run at `out` has it, or else found by a timed search.
+    """
+    sweep = experiment.config.sweep
+    if sweep.width:
+        return experiment
+    run = Run(out)
+    if not is_new(out) and run.config.is_file():
+        stored = read_config(run.config).sweep
+        width, microbatch = stored.width, sweep.microbatch or stored.microbatch
+    else:
+        say("Looking for the fastest layout on this machine")
+        found = find_layout(main_task(experiment), microbatch=sweep.microbatch)
+        width, microbatch = found.layout.width, found.layout.microbatch
+        source = f"fastest of {found.timed} timed" if found.timed else "from an earlier search"
+        say(f"Layout: {found.layout} ({source}; {found.flops / 1e9:.0f} GFLOP/s)")
+    sweep = dataclasses.replace(sweep, width=width, microbatch=microbatch)
+    config = dataclasses.replace(experiment.config, sweep=sweep)
+    return dataclasses.replace(experiment, config=config)
+
+
+def fixed_layout(experiment: Experiment) -> Layout:
+    """The layout that the config has, on the devices of this process."""
+    sweep = experiment.config.sweep
+    return local_layout(sweep.width, microbatch=sweep.microbatch)

@@ -1,0 +1,214 @@
+"""The search for the fastest layout, and what a member costs."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from training import layouts
+from training.cache import cache_folder
+from training.cost import member_flops
+from training.errors import UserError
+from training.examples import Examples, fit_normaliser
+from training.layouts import _fastest, _pieces, find_layout
+from training.models import ModelConfig, build_model
+from training.optim import OptimConfig
+from training.outputs import margin
+from training.parallel import local_layout
+from training.sweep import Task
+from training.train import Recipe
+
+EXAMPLES, TARGETS, CLASSES, BATCH, STEPS = 50, 20, 3, 16, 5
+
+
+def make_task(name="mlp", **model):
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 256, (EXAMPLES, 8, 8, 1)).astype(np.uint8)
+    examples = Examples(inputs, rng.integers(0, CLASSES, EXAMPLES).astype(np.int32))
+    optim = OptimConfig(schedule="constant", steps=STEPS, batch_size=BATCH)
+    recipe = Recipe(optim, fit_normaliser(inputs))
+    built = build_model(ModelConfig(name=name, **model), (8, 8, 1), CLASSES)
+    return Task(recipe, built, examples, examples.take(slice(0, TARGETS)), margin)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCOMPLICE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def kept_files(cache):
+    return sorted((cache / "layouts").glob("*.json"))
+
+
+def test_a_search_is_made_once_for_a_model(cache):
+    task = make_task()
+    first = find_layout(task)
+    assert first.timed >= 3
+    assert first.layout.width >= 1
+    again = find_layout(task)
+    assert again == first._replace(timed=0)
+    assert len(kept_files(cache)) == 1
+
+
+def test_more_steps_and_targets_are_no_other_search(cache):
+    task = make_task("linear")
+
+    def with_steps(steps):
+        return task._replace(
+            recipe=Recipe(OptimConfig(steps=steps, batch_size=BATCH), task.recipe.normalise)
+        )
+
+    assert find_layout(with_steps(10), width=1).timed == 1
+    longer = with_steps(100)._replace(targets=task.examples.take(slice(0, 30)))
+    assert find_layout(longer, width=1).timed == 0
+
+
+def test_the_kept_layout_is_what_a_later_search_returns(cache):
+    task = make_task()
+    find_layout(task)
+    (file,) = kept_files(cache)
+    file.write_text(json.dumps({"width": 3, "microbatch": 8, "flops": 5.0}))
+    assert find_layout(task) == (local_layout(3, microbatch=8), 5.0, 0)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"width": 2}', '{"width": "x"}'])
+def test_a_damaged_layout_is_searched_again(cache, content):
+    task = make_task("linear")
+    find_layout(task, width=1)
+    (file,) = kept_files(cache)
+    file.write_text(content)
+    assert find_layout(task, width=1).timed == 1
+    assert json.loads(file.read_text())["width"] == 1
+
+
+def test_another_model_batch_or_given_width_is_another_search(cache):
+    for task, width in ((make_task(), 1), (make_task(), 2), (make_task(width=7), 1)):
+        assert find_layout(task, width=width).timed == 1
+    assert len(kept_files(cache)) == 3
+
+
+def test_a_given_width_or_microbatch_is_kept(cache):
+    assert find_layout(make_task(), width=2).layout == local_layout(2)
+    assert find_layout(make_task(), microbatch=8).layout.microbatch == 8
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ACCOMPLICE_CACHE", str(tmp_path / "file"))
+    assert not cache_folder().is_dir()
+    assert find_layout(make_task("linear"), width=1).timed == 1
+
+
+def fastest(seconds):
+    """The width that is chosen, and the widths that were looked at."""
+    seen = []
+
+    def look(layout):
+        if layout.width not in seen:
+            seen.append(layout.width)
+        value = seconds[layout.width]
+        if value is None:
+            raise UserError("too little memory")
+        return value
+
+    return _fastest([local_layout(width) for width in seconds], look).width, seen
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen", "looked"),
+    [
+        ({1: 1.0, 2: 0.5, 4: 0.25}, 4, [1, 2, 4]),
+        ({1: 1.0, 2: 0.99, 4: 0.98, 8: 0.1}, 1, [1, 2, 4]),  # noise, twice
+        ({1: 1.0, 2: 1.05, 4: 0.5, 8: 0.6}, 4, [1, 2, 4, 8]),
+        ({1: 1.0, 2: 1.3, 4: 0.5}, 1, [1, 2]),  # clearly slower: given up at once
+        ({1: 1.0, 2: 0.5, 4: None, 8: 0.1}, 2, [1, 2, 4]),  # no memory, nor for more
+    ],
+)
+def test_a_direction_is_followed_while_it_pays(seconds, chosen, looked):
+    assert fastest(seconds) == (chosen, looked)
+
+
+def test_where_not_even_the_first_fits_the_reason_is_told():
+    with pytest.raises(UserError, match="too little memory"):
+        fastest({1: None, 2: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("batch", "pieces"),
+    [(128, [0, 64, 32, 16, 8]), (100, [0, 50, 25, 10]), (50, [0, 25, 10]), (7, [0]), (17, [0])],
+)
+def test_pieces_divide_the_batch_and_halve_at_least(batch, pieces):
+    assert _pieces(batch) == pieces
+
+
+def test_only_models_that_treat_every_example_by_itself_are_cut(cache, monkeypatch):
+    task = make_task()
+    asked = []
+    monkeypatch.setattr(
+        layouts, "_seconds_a_member", lambda trial, layout: asked.append(layout) or 1.0
+    )
+    find_layout(task)
+    assert {layout.microbatch for layout in asked} == {0, 8}
+    asked.clear()
+    own = task._replace(model=build_own())
+    find_layout(own)
+    assert {layout.microbatch for layout in asked} == {0}
+
+
+def build_own():
+    return build_model(ModelConfig(factory=f"{__name__}:linear"), (8, 8, 1), CLASSES)
+
+
+class Flat(nnx.Module):
+    def __init__(self, shape, classes, *, rngs):
+        self.output = nnx.Linear(int(np.prod(shape)), classes, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.output(inputs.reshape(inputs.shape[0], -1))
+
+
+def linear(shape, classes, *, rngs):
+    return Flat(shape, classes, rngs=rngs)
+
+
+def test_flops_of_a_linear_model_are_those_of_its_products():
+    product = 2 * 64 * CLASSES
+    # The gradient of the kernel is one more product; inputs get none.
+    assert member_flops(make_task("linear")) == product * (STEPS * BATCH * 2 + TARGETS)
+
+
+def test_flops_of_a_network_with_hidden_units():
+    first, second = 2 * 64 * 7, 2 * 7 * CLASSES
+    training = STEPS * BATCH * (2 * first + 3 * second)
+    assert member_flops(make_task("mlp", width=7)) == training + TARGETS * (first + second)
+
+
+def test_flops_of_a_convolution_do_not_depend_on_how_it_is_written():
+    """flax's own convolutions, which XLA has an operation for, against patches."""
+    ours = make_task("cnn", width=4)
+    flax = build_model(ModelConfig(factory=f"{__name__}:convolutions"), (8, 8, 1), CLASSES)
+    more = ours._replace(targets=ours.examples.take(slice(0, TARGETS + 10)))
+    forward = [
+        member_flops(more._replace(model=model)) - member_flops(ours._replace(model=model))
+        for model in (ours.model, flax)
+    ]
+    products = 9 * 4 * 8 * 8 + 9 * 4 * 8 * 4 * 4 + 2 * 2 * 8 * CLASSES
+    assert forward == [10 * 2 * products] * 2
+
+
+class Convolutions(nnx.Module):
+    def __init__(self, shape, classes, *, rngs):
+        self.first = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+        self.second = nnx.Conv(4, 8, (3, 3), rngs=rngs)
+        self.output = nnx.Linear(2 * 2 * 8, classes, rngs=rngs)
+
+    def __call__(self, inputs):
+        hidden = self.first(inputs)[:, ::2, ::2]
+        hidden = self.second(hidden)[:, ::2, ::2]
+        return self.output(hidden.reshape(hidden.shape[0], -1))
+
+
+def convolutions(shape, classes, *, rngs):
+    return Convolutions(shape, classes, rngs=rngs)

@@ -1,0 +1,157 @@
+"""Finding the layout that trains most members a second, by a short timed search."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from training.cache import read_cache, write_cache
+from training.cost import member_flops, member_jaxpr
+from training.errors import UserError
+from training.parallel import Layout, local_layout
+from training.seeds import root_key, training_keys
+from training.sweep import Sweeper, Task
+
+SEARCH_VERSION = 1
+"""Raised by hand when a change to layers or search makes kept results worthless."""
+
+TRIAL_STEPS = 8
+TRIAL_EXAMPLES = 1024
+TRIAL_TARGETS = 16
+REPEATS = 3
+GAIN = 1.03
+"""How much faster another layout must be to be preferred: smaller gains are noise."""
+PATIENCE = 2
+"""Layouts in a row that are no faster, before a direction is given up."""
+CLEAR_LOSS = 0.85
+"""A speed, as a share of the best, at which a direction is given up at once."""
+SMALLEST_PIECE = 8
+
+
+class Found(NamedTuple):
+    """The fastest layout, and what was seen."""
+
+    layout: Layout
+    flops: float
+    """FLOP a second of its matrix products, on all devices together."""
+    timed: int
+    """Layouts that were timed for it; 0: known from an earlier search."""
+
+
+def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
+    """The fastest layout of this task on the local devices.
+
+    First the width is doubled while that pays. Then, for models that treat every example by
+    itself, batches are cut into smaller and smaller pieces. For each layout a few steps of a few
+    members are timed. What was found is kept (`training.cache`) for this model, shape of an
+    example, batch, kind and number of devices, and version of JAX.
+
+    Args:
+        task: what will be swept.
+        width: of the layout; 0 searches.
+        microbatch: of the layout; 0 searches where the width is searched, too, and else means the
+            whole batch.
+
+    Raises:
+        UserError: not even the smallest layout fits into memory.
+    """
+    trial = _trial(task)
+    flops = member_flops(trial)
+    name = f"layouts/{_fingerprint(trial, width, microbatch)}.json"
+    kept = _read(name)
+    if kept is not None:
+        return kept
+    times: dict[Layout, float] = {}
+
+    def seconds(layout: Layout) -> float:
+        if layout not in times:
+            times[layout] = _seconds_a_member(trial, layout)
+        return times[layout]
+
+    widths = [width] if width else [2**power for power in range(11)]
+    best = _fastest([local_layout(one, microbatch=microbatch) for one in widths], seconds)
+    if not width and not microbatch and task.model.by_example:
+        pieces = _pieces(task.recipe.optim.batch_size)
+        best = _fastest([dataclasses.replace(best, microbatch=one) for one in pieces], seconds)
+    found = Found(best, flops / times[best], len(times))
+    kept_text = {"width": best.width, "microbatch": best.microbatch, "flops": found.flops}
+    write_cache(name, json.dumps(kept_text))
+    return found
+
+
+def _read(name: str) -> Found | None:
+    """What an earlier search kept; None if it cannot be read."""
+    try:
+        kept = json.loads(read_cache(name) or "")
+        layout = local_layout(int(kept["width"]), microbatch=int(kept["microbatch"]))
+        return Found(layout, float(kept["flops"]), 0)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _trial(task: Task) -> Task:
+    """The same task with few steps, examples and targets: what is timed."""
+    optim = task.recipe.optim
+    optim = dataclasses.replace(optim, steps=min(optim.steps, TRIAL_STEPS))
+    return task._replace(
+        recipe=dataclasses.replace(task.recipe, optim=optim),
+        examples=task.examples.take(slice(0, TRIAL_EXAMPLES)),
+        targets=task.targets.take(slice(0, TRIAL_TARGETS)),
+    )
+
+
+def _fingerprint(trial: Task, width: int, microbatch: int) -> str:
+    """A hash of the program, of where it runs, and of what is given."""
+    # Functions show their address in memory, which says nothing.
+    program = re.sub(r" at 0x[0-9a-f]+", "", str(member_jaxpr(trial)))
+    layout = local_layout(1)
+    where = [layout.device_kind, len(layout.devices), jax.__version__, SEARCH_VERSION]
+    content = json.dumps([program, where, width, microbatch])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _fastest(layouts: Sequence[Layout], seconds: Callable[[Layout], float]) -> Layout:
+    """The first layout, or a later one that is faster by more than noise."""
+    best, worse = layouts[0], 0
+    seconds(best)
+    for layout in layouts[1:]:
+        try:
+            ratio = seconds(best) / seconds(layout)
+        except UserError:  # too little memory, and wider ones need more
+            break
+        best, worse = (layout, 0) if ratio > GAIN else (best, worse + 1)
+        if worse == PATIENCE or ratio < CLEAR_LOSS:
+            break
+    return best
+
+
+def _pieces(batch_size: int) -> list[int]:
+    """The whole batch (0), then divisors of the batch size, each at most half of the one before."""
+    divisors = [d for d in range(batch_size // 2, SMALLEST_PIECE - 1, -1) if batch_size % d == 0]
+    pieces = [0]
+    for divisor in divisors:
+        if 2 * divisor <= (pieces[-1] or batch_size):
+            pieces.append(divisor)
+    return pieces
+
+
+def _seconds_a_member(trial: Task, layout: Layout) -> float:
+    """Median seconds of a launch, for each of its members; the first launch does not count."""
+    sweeper = Sweeper(trial, layout)
+    sweeper.require_memory()
+    members = np.arange(layout.launch)
+    keys = training_keys(root_key(0, 0), members, 0 * members)
+    masks = np.random.default_rng(0).random((layout.launch, len(trial.examples))) < 0.5
+    sweeper.start(keys, masks).fetch()
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        sweeper.start(keys, masks).fetch()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times)) / layout.launch
