@@ -19,8 +19,9 @@ usage: accomplice COMMAND ...
 Find the training examples that spoil a model, and prove it by retraining.
 
   run CONFIG.toml [--section.key VALUE ...] [--out RUN]    everything, then a report
-  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN]
-                                                           only retrain what is missing
+  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--dry-run]
+                                                           only retrain what is missing, or only
+                                                           say what that takes
 on a run directory RUN, each stage alone:
   fit RUN        datamodels from the bank
   audit RUN      scores, ranks and flags of the training examples
@@ -32,6 +33,7 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 """
 
 STAGES = ("fit", "audit", "verify", "report")
+DRY_RUN = "--dry-run"
 
 
 class _Terminated(BaseException):
@@ -81,12 +83,16 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
             override(Config(), ["--help"], prog)
         raise UserError(f"name a config: {prog} [--section.key VALUE ...] [--out RUN]")
     source, default_out = _config_path(Path(rest[0]))
-    config, out = override(read_config(source), rest[1:], prog)
+    dry = command == "sweep" and DRY_RUN in rest
+    options = [word for word in rest[1:] if not (dry and word == DRY_RUN)]
+    config, out = override(read_config(source), options, prog)
     pipeline = _start()
     out = out or default_out
     if command == "run":
         run = pipeline.run_all(config, out)
         print(f"Report: {run.report.resolve()}")
+    elif dry:
+        print(pipeline.plan(pipeline.prepare(config), out))
     else:
         pipeline.sweep_stage(pipeline.prepare(config), out)
         print(f"Bank complete: {out.resolve()}")

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from influence.config import Config
+from training.augment import check_augmentation
 from training.data import Table, content_hash, load
 from training.errors import UserError
 from training.examples import Examples, concatenate, fit_normaliser
@@ -93,7 +94,13 @@ def prepare(config: Config) -> Experiment:
         )
     train, attacks = plant(config.poison, split, classes)
     shape = train.examples.inputs.shape[1:]
+    check_augmentation(config.optim.augment, shape)
     model = build_model(config.model, shape, classes, split.vocabulary)
+    if config.sweep.microbatch and model.keeps_state:
+        raise UserError(
+            f"sweep.microbatch = {config.sweep.microbatch}, but the model keeps state while it "
+            f"trains (batch statistics, dropout), which a batch in pieces would lose; set it to 0"
+        )
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
     names = split.class_names + tuple(map(str, range(len(split.class_names), classes)))
     incident = next((attack.incident for attack in attacks if attack.incident is not None), None)

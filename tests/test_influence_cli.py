@@ -155,3 +155,33 @@ def test_help_of_run_lists_every_key_without_starting_jax():
     ).stdout
     for key in ("--data.source", "--sweep.members", "--audit.budget", "--out"):
         assert key in shown
+
+
+def test_a_model_with_state_takes_whole_batches(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(
+        tmp_path,
+        "normed_model.py",
+        """
+from flax import nnx
+
+
+class Make(nnx.Module):
+    def __init__(self, shape, classes, *, rngs):
+        self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.linear = nnx.Linear(64, classes, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.linear(self.norm(inputs.reshape(inputs.shape[0], -1)))
+""",
+    )
+    sections = {"model": 'factory = "normed_model:Make"', "sweep": "width = 1\nmicrobatch = 10"}
+    config = config_for(tmp_path, DIGITS, **sections)
+    said = refused(capsys, "sweep", config, "--out", str(tmp_path / "run"))
+    assert "sweep.microbatch = 10, but the model keeps state while it trains" in said
+
+
+def test_microbatch_must_divide_the_batch(tmp_path, capsys):
+    config = config_for(tmp_path, DIGITS, sweep="width = 1\nmicrobatch = 7")
+    said = refused(capsys, "sweep", config, "--out", str(tmp_path / "run"))
+    assert "sweep.microbatch = 7 must be 0 or a divisor of optim.batch_size = 50" in said

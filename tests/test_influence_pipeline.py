@@ -349,3 +349,35 @@ def test_a_run_with_a_common_seed_has_no_ceiling_and_says_so(tmp_path, capsys):
     assert "all members share one training key" in " ".join(
         (run / "report.html").read_text().split()
     )
+
+
+def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["sweep", SMOKE, "--out", str(run), "--dry-run"]
+    assert main(words) == 0
+    plan = capsys.readouterr().out
+    assert not run.exists()
+    assert re.search(r"members   64 main, 12 replicates; 76 left to train\n", plan)
+    # 60 steps of 20 on 64-32-10, then 268 targets in two blocks of 256.
+    products = 2 * (64 * 32 + 32 * 10)
+    flops = 60 * 20 * (2 * 2 * 64 * 32 + 3 * 2 * 32 * 10) + 512 * products
+    assert f"targets: {flops / 1e9:.3g} GFLOP\n" in plan
+    assert re.search(r"time      about \d+ s, at \d+ GFLOP/s\n", plan)
+    assert re.search(
+        r"memory    0\.\d\d GB on each of 4 device\(s\), .*; [\d.]+ GB is free\n", plan
+    )
+    assert main(["sweep", SMOKE, "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "0 left to train" in capsys.readouterr().out
+    assert main([*words, "--optim.steps", "7"]) == 2
+    assert "optim.steps is 60 there and 7 here" in capsys.readouterr().err
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["--model.width", "50000000", "--sweep.width", "1"]
+    assert main(["sweep", SMOKE, "--out", str(run), "--dry-run", *words]) == 2
+    said = capsys.readouterr().err
+    assert "needs" in said
+    assert "GB is free; lower optim.batch_size" in said

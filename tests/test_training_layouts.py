@@ -137,9 +137,9 @@ def test_where_not_even_the_first_fits_the_reason_is_told():
 
 @pytest.mark.parametrize(
     ("batch", "pieces"),
-    [(128, [0, 64, 32, 16, 8]), (100, [0, 50, 25, 10]), (50, [0, 25, 10]), (7, [0]), (17, [0])],
+    [(128, [0, 64, 32, 16, 8]), (100, [0, 50, 25, 20, 10]), (50, [0, 25, 10]), (7, [0]), (17, [0])],
 )
-def test_pieces_divide_the_batch_and_halve_at_least(batch, pieces):
+def test_pieces_divide_the_batch_and_fall(batch, pieces):
     assert _pieces(batch) == pieces
 
 

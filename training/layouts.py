@@ -132,11 +132,11 @@ def _fastest(layouts: Sequence[Layout], seconds: Callable[[Layout], float]) -> L
 
 
 def _pieces(batch_size: int) -> list[int]:
-    """The whole batch (0), then divisors of the batch size, each at most half of the one before."""
+    """The whole batch (0), then divisors of the batch size, each clearly below the one before."""
     divisors = [d for d in range(batch_size // 2, SMALLEST_PIECE - 1, -1) if batch_size % d == 0]
     pieces = [0]
     for divisor in divisors:
-        if 2 * divisor <= (pieces[-1] or batch_size):
+        if divisor <= 0.8 * (pieces[-1] or batch_size):
             pieces.append(divisor)
     return pieces
 

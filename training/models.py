@@ -60,6 +60,8 @@ class Model:
     classes: int
     by_example: bool = False
     """Known to treat every example by itself, so that a batch may be taken in pieces."""
+    keeps_state: bool = False
+    """Whether a training step changes anything but parameters (batch statistics, dropout keys)."""
     source: str = field(default="", compare=False)
     """Source text of the user's factory module, so that a changed model is another run."""
 
@@ -162,7 +164,7 @@ def build_model(
     inputs = jax.ShapeDtypeStruct((2, *shape), jnp.int32 if vocabulary else jnp.float32)
     try:
         model = _as_functions(factory, shape, classes, jnp.dtype(config.precision))
-        _check_calls(model, inputs)
+        keeps_state = _check_calls(model, inputs)
     except _Unfit as error:
         raise UserError(f"{name} {error}") from error
     except UserError:
@@ -171,7 +173,8 @@ def build_model(
         raise UserError(
             f"{name} failed for inputs of shape {shape} and {classes} classes: {reason(error)}"
         ) from error
-    return dataclasses.replace(model, by_example=not config.factory, source=source)
+    by_example = not config.factory
+    return dataclasses.replace(model, by_example=by_example, keeps_state=keeps_state, source=source)
 
 
 class _Unfit(Exception):
@@ -231,8 +234,11 @@ def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
     return jax.tree.map(cast, tree)
 
 
-def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> None:
-    """Trace both modes once, without computing: logits of the right shape, a stable state."""
+def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> bool:
+    """Trace both modes, without computing: logits of the right shape, a stable state.
+
+    Returns whether there is any state beside the parameters.
+    """
     parameters, rest = jax.eval_shape(model.init, jax.random.key(0))
     if not jax.tree.leaves(parameters):
         raise _Unfit("has no nnx.Param, so there is nothing to train")
@@ -256,6 +262,7 @@ def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> None:
             "computes something else each time it is called, so it reads or changes Python state "
             "(a counter, numpy's random numbers); use nnx.Variable and nnx.Rngs, made in __init__"
         )
+    return bool(jax.tree.leaves(rest))
 
 
 def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:

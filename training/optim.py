@@ -9,6 +9,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from training.augment import Augmentation
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -28,6 +30,9 @@ class OptimConfig:
     """Steps of every member, however many examples its mask keeps."""
     batch_size: int = 50
     """Examples a step."""
+    augment: Augmentation = "none"
+    """Random changes of the training images: flip (left to right), crop (moved by up to 4 pixels),
+    flip_crop, or none."""
 
 
 def make_schedule(config: OptimConfig) -> optax.Schedule:

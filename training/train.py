@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from training.augment import augment
 from training.examples import Examples, Normaliser
 from training.models import Model
 from training.optim import OptimConfig, make_optimizer
@@ -31,8 +32,22 @@ class State(NamedTuple):
     rest: PyTree
 
 
+class _Batch(NamedTuple):
+    """Visits of examples: which, and the key that augments each (None: not augmented)."""
+
+    rows: Int[Array, "*b"]
+    keys: Key[Array, "*b"] | None
+
+    def cut(self, pieces: int) -> "_Batch":
+        """Equal pieces, one after the other, with an axis of pieces in front."""
+        return jax.tree.map(lambda part: part.reshape(pieces, -1), self)
+
+
 Train = Callable[[Key[Array, ""], Bool[Array, " n"]], State]
 Evaluate = Callable[[State], Float[Array, " outputs"]]
+
+# Not 0 or 1, which are what a split into two gives.
+AUGMENT_TAG = 2
 
 # Targets evaluated at once, per member: bounds the memory of the activations.
 EVALUATION_BLOCK = 256
@@ -76,34 +91,36 @@ def make_train(recipe: Recipe, model: Model, examples: Examples, microbatch: int
     steps, batch_size = recipe.optim.steps, recipe.optim.batch_size
     pieces = batch_size // (microbatch or batch_size)
 
-    def loss(
-        parameters: PyTree, rest: PyTree, batch: Int[Array, " b"]
-    ) -> tuple[Float[Array, ""], PyTree]:
-        inputs = recipe.normalise(jnp.asarray(examples.inputs)[batch])
-        labels = jnp.asarray(examples.labels)[batch]
-        logits, rest = model.apply_train(parameters, rest, inputs)
+    def loss(parameters: PyTree, rest: PyTree, batch: _Batch) -> tuple[Float[Array, ""], PyTree]:
+        inputs = jnp.asarray(examples.inputs)[batch.rows]
+        if batch.keys is not None:
+            inputs = augment(recipe.optim.augment, batch.keys, inputs)
+        labels = jnp.asarray(examples.labels)[batch.rows]
+        logits, rest = model.apply_train(parameters, rest, recipe.normalise(inputs))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
 
-    def gradient(
-        parameters: PyTree, rest: PyTree, batch: Int[Array, " b"]
-    ) -> tuple[PyTree, PyTree]:
+    def gradient(parameters: PyTree, rest: PyTree, batch: _Batch) -> tuple[PyTree, PyTree]:
         if pieces == 1:
             return jax.grad(loss, has_aux=True)(parameters, rest, batch)
 
-        def add(total: PyTree, piece: Int[Array, " p"]) -> tuple[PyTree, None]:
+        def add(total: PyTree, piece: _Batch) -> tuple[PyTree, None]:
             of_piece, _ = jax.grad(loss, has_aux=True)(parameters, rest, piece)
             return jax.tree.map(jnp.add, total, of_piece), None
 
         zero = jax.tree.map(jnp.zeros_like, parameters)
-        total, _ = jax.lax.scan(add, zero, batch.reshape(pieces, -1))
+        total, _ = jax.lax.scan(add, zero, batch.cut(pieces))
         return jax.tree.map(lambda part: part / pieces, total), rest
 
     def train(key: Key[Array, ""], mask: Bool[Array, " n"]) -> State:
         init_key, visit_key = jax.random.split(key)
         initial = State(*model.init(init_key))
-        batches = visit_order(visit_key, mask, steps * batch_size).reshape(steps, batch_size)
+        visits = steps * batch_size
+        keys = None
+        if recipe.optim.augment != "none":
+            keys = jax.random.split(jax.random.fold_in(key, AUGMENT_TAG), visits)
+        batches = _Batch(visit_order(visit_key, mask, visits), keys).cut(steps)
 
-        def step(carry: tuple, batch: Int[Array, " b"]) -> tuple[tuple, None]:
+        def step(carry: tuple, batch: _Batch) -> tuple[tuple, None]:
             (parameters, rest), moments = carry
             direction, rest = gradient(parameters, rest, batch)
             updates, moments = optimizer.update(direction, moments, parameters)

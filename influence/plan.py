@@ -1,0 +1,66 @@
+"""What a sweep would do, told before it starts."""
+
+import math
+from pathlib import Path
+
+from influence.arms import arm_specs, main_task
+from influence.experiment import Experiment
+from influence.layout import fixed_layout, with_layout
+from influence.run import check_same, is_new, open_run
+from training.bank import ArmSpec, open_arm
+from training.cost import member_flops
+from training.layouts import find_layout
+from training.parallel import Memory
+from training.sweep import Sweeper
+
+
+def plan(experiment: Experiment, out: Path) -> str:
+    """The plan of a sweep as text; nothing is written to `out`.
+
+    Raises:
+        UserError: whatever the sweep itself would refuse before its first member: another run at
+            `out`, or too little memory.
+    """
+    experiment = with_layout(experiment, out)
+    specs = arm_specs(experiment)
+    if not is_new(out):
+        check_same(open_run(out), experiment, tuple(specs.values()))
+    task, layout, optim = main_task(experiment), fixed_layout(experiment), experiment.config.optim
+    memory = Sweeper(task, layout).require_memory()
+    flops = member_flops(task)
+    rate = find_layout(task, layout.width, layout.microbatch).flops
+    missing = {name: _missing_members(out, spec) for name, spec in specs.items()}
+    arms = [f"{spec.members:,} {name}" for name, spec in specs.items()]
+    units = [f"{spec.units} of {spec.unit} {name}" for name, spec in specs.items()]
+    left = sum(missing.values())
+    training = f"{optim.steps} steps of {optim.batch_size} examples"
+    rows = {
+        "members": f"{', '.join(arms)}; {left:,} left to train",
+        "units": f"{', '.join(units)}",
+        "a member": f"{training}, then {len(task.targets):,} targets: {flops / 1e9:.3g} GFLOP",
+        "where": str(layout),
+        "time": f"about {_duration(left * flops / rate)}, at {rate / 1e9:.0f} GFLOP/s",
+        "memory": _memory(memory, len(layout.devices)),
+        "disk": f"{sum(spec.bytes() for spec in specs.values()) / 1e9:.2f} GB in {out}",
+    }
+    return "\n".join(f"{name:9s} {text}" for name, text in rows.items())
+
+
+def _missing_members(out: Path, spec: ArmSpec) -> int:
+    folder = out / "bank" / spec.name
+    if not (folder / "arm.json").exists():
+        return spec.members
+    arm = open_arm(folder, spec)
+    return sum(len(arm.spec.unit_rows(unit)) for unit in arm.missing_units())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _memory(memory: Memory, devices: int) -> str:
+    needed = f"{memory.needed / 1e9:.2f} GB on each of {devices} device(s), beside the data"
+    return needed if memory.free is None else f"{needed}; {memory.free / 1e9:.2f} GB is free"
