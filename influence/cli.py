@@ -92,7 +92,9 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         run = pipeline.run_all(config, out)
         print(f"Report: {run.report.resolve()}")
     elif dry:
-        print(pipeline.plan(pipeline.prepare(config), out))
+        from influence.plan import plan
+
+        print(plan(pipeline.prepare(config), out))
     else:
         pipeline.sweep_stage(pipeline.prepare(config), out)
         print(f"Bank complete: {out.resolve()}")

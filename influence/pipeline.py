@@ -19,7 +19,6 @@ from influence.caveats import caveats
 from influence.config import Config, read_config
 from influence.experiment import Experiment, prepare
 from influence.layout import fixed_layout, with_layout
-from influence.plan import plan as plan
 from influence.progress import say, sweep_progress
 from influence.report import write_report
 from influence.run import Run, check_same, create, open_run, resume

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -96,15 +97,34 @@ def test_the_python_of_the_readme_runs():
     assert names["model"].weights.shape == (5, 2)
 
 
-def test_examples_run(workplace):
+def example(folder, *words):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return done.stdout
 
-    def example(*words):
-        return subprocess.run(
-            [sys.executable, *words], cwd=workplace, env=environment, capture_output=True,
-            text=True, check=True,
-        ).stdout  # fmt: skip
 
-    assert "certified" in example("examples/own_bank.py")
+def test_examples_run(workplace):
+    assert "certified" in example(workplace, "examples/own_bank.py")
     run("accomplice run configs/smoke.toml", workplace)
-    assert "20 of 200 examples flagged" in example("examples/read_a_run.py", "runs/smoke")
+    assert "20 of 200 examples flagged" in example(
+        workplace, "examples/read_a_run.py", "runs/smoke"
+    )
+
+
+def test_mails_become_texts_without_their_headers(workplace):
+    for number in range(150):
+        kind, word = (("ham-1", "meeting"), ("spam-1", "winner"))[number % 2]
+        folder = workplace / "mails" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        mail = f"From: {kind}\r\nSubject: {kind}\r\n\r\n{word} number {number}\r\n\r\nbye \xff"
+        (folder / f"{number:05d}.txt").write_bytes(mail.encode("latin-1"))
+    words = ["examples/mails_to_parquet.py", "mails", "mails.parquet", "--spam", "spam-1"]
+    assert example(workplace, *words) == "150 mails, 75 of them spam: mails.parquet\n"
+    texts = pq.read_table(workplace / "mails.parquet").to_pydict()
+    assert texts["text"][0] == "meeting number 0\n\nbye \N{REPLACEMENT CHARACTER}"
+    assert texts["file"][0] == "ham-1/00000.txt"
+    run("accomplice run configs/mails.toml", workplace, SMALL)
+    assert (workplace / "runs/mails/report.html").is_file()

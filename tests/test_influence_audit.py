@@ -177,7 +177,13 @@ def test_an_interval_is_students_and_leaves_out_lost_members():
 
 
 SOUND = {
-    "fit": {"not_finite": 0, "r2": 0.5, "certified": 1.0, "largest_relative_gap": 1e-6},
+    "fit": {
+        "not_finite": 0,
+        "r2": 0.5,
+        "certified": 1.0,
+        "largest_relative_gap": 1e-6,
+        "seeds": "independent",
+    },
     "verify": {"not_finite": 0, "accuracy": {"before": [0.9, 0.8, 1.0]}, "majority": 0.3},
 }
 
@@ -190,6 +196,7 @@ SOUND = {
         ("fit", {"r2": -0.1}, "no better than their mean"),
         ("fit", {"r2": None}, "no better than their mean"),
         ("fit", {"certified": 0.9}, "10.0% of the targets are not solved"),
+        ("fit", {"seeds": "common"}, "All members share one training key"),
         ("verify", {"majority": 0.95}, "always naming the commonest class"),
     ],
 )
