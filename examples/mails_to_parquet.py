@@ -35,6 +35,7 @@ def main() -> None:
         label=datasets.ClassLabel(names=["ham", "spam"]),
         file=datasets.Value("string"),
     )
+    datasets.disable_progress_bars()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(options.out)
     print(f"{len(files)} mails, {sum(rows['label'])} of them spam: {options.out}")
 
