@@ -7,7 +7,7 @@ from influence.arms import main_task
 from influence.config import read_config
 from influence.experiment import Experiment
 from influence.progress import say
-from influence.run import Run, is_new
+from influence.run import existing, is_new
 from training.layouts import find_layout
 from training.parallel import Layout, local_layout
 
@@ -20,9 +20,8 @@ def with_layout(experiment: Experiment, out: Path) -> Experiment:
     sweep = experiment.config.sweep
     if sweep.width:
         return experiment
-    run = Run(out)
-    if not is_new(out) and run.config.is_file():
-        stored = read_config(run.config).sweep
+    if not is_new(out):
+        stored = read_config(existing(out).config).sweep
         width, microbatch = stored.width, sweep.microbatch or stored.microbatch
     else:
         say("Looking for the fastest layout on this machine")

@@ -92,6 +92,18 @@ def is_new(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
+def existing(path: Path) -> Run:
+    """The run directory that stands where one is wanted.
+
+    Raises:
+        UserError: something else stands there.
+    """
+    run = Run(path)
+    if not run.manifest.is_file():
+        raise UserError(f"{path} exists and is no run directory; choose another --out")
+    return run
+
+
 def create(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> None:
     """Make the run directory, unless something stands there already.
 
@@ -111,9 +123,7 @@ def resume(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> Run
     Raises:
         UserError: the path holds something else, or another run; the message says what differs.
     """
-    run = Run(path)
-    if not run.manifest.is_file():
-        raise UserError(f"{path} exists and is no run directory; choose another --out")
+    run = existing(path)
     check_same(run, experiment, arms)
     config = write_toml(experiment.config)
     if run.config.read_text(encoding="utf-8") != config:

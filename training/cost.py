@@ -17,10 +17,9 @@ def member_flops(task: Task) -> int:
     """FLOP of all matrix products and convolutions of one member: its training, its targets.
 
     A multiplication and an addition are two. Everything elementwise is left out, as is usual, so
-    it says what a machine's matrix units have to do. The body of a loop counts once a turn; of a
-    loop whose length is not known in advance, once.
+    it says what a machine's matrix units have to do.
     """
-    return _flops(member_jaxpr(task).jaxpr)
+    return program_flops(member_jaxpr(task))
 
 
 def member_jaxpr(task: Task) -> ClosedJaxpr:
@@ -33,6 +32,14 @@ def member_jaxpr(task: Task) -> ClosedJaxpr:
     key = jax.eval_shape(lambda: jax.random.key(0))
     mask = jax.ShapeDtypeStruct((len(task.examples),), jnp.bool_)
     return jax.make_jaxpr(member)(key, mask)
+
+
+def program_flops(program: ClosedJaxpr) -> int:
+    """FLOP of the matrix products and convolutions of a program.
+
+    The body of a loop counts once a turn; of a loop whose length is not known in advance, once.
+    """
+    return _flops(program.jaxpr)
 
 
 def _flops(jaxpr: Jaxpr) -> int:

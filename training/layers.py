@@ -65,6 +65,16 @@ def _pool(
     return pooled.reshape(channels, rows, columns, batch)
 
 
+def _project(
+    kernel: Float[Array, "d e"], columns: Float[Array, "d *rest"], bias: Float[Array, " e"] | None
+) -> Float[Array, "e *rest"]:
+    """kernel^T columns + bias, over the first axis."""
+    products = jnp.tensordot(kernel, columns.reshape(columns.shape[0], -1), (0, 0))
+    if bias is not None:
+        products += bias[:, None]
+    return products.reshape(-1, *columns.shape[1:])
+
+
 class Convolution(nnx.Module):
     """A square "SAME" convolution of stride 1, as patches times a matrix."""
 
@@ -84,11 +94,8 @@ class Convolution(nnx.Module):
 
     def __call__(self, images: Float[Array, "c h w b"]) -> Float[Array, "d h w b"]:
         """Convolve a batch of images."""
-        around = patches(images, self.window)
-        products = jnp.tensordot(self.kernel[...], around.reshape(around.shape[0], -1), (0, 0))
-        if self.bias is not None:
-            products += self.bias[...][:, None]
-        return products.reshape(-1, *images.shape[1:])
+        bias = None if self.bias is None else self.bias[...]
+        return _project(self.kernel[...], patches(images, self.window), bias)
 
 
 Statistic = Float[Array, "c b"]
@@ -186,8 +193,7 @@ class Dense(nnx.Module):
 
     def __call__(self, columns: Float[Array, "d *rest"]) -> Float[Array, "e *rest"]:
         """kernel^T columns + bias."""
-        products = jnp.tensordot(self.kernel[...], columns.reshape(columns.shape[0], -1), (0, 0))
-        return (products + self.bias[...][:, None]).reshape(-1, *columns.shape[1:])
+        return _project(self.kernel[...], columns, self.bias[...])
 
 
 class LayerNorm(nnx.Module):

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from training.cache import read_cache, write_cache
-from training.cost import member_flops, member_jaxpr
+from training.cost import member_jaxpr, program_flops
 from training.errors import UserError
 from training.parallel import Layout, local_layout
 from training.seeds import root_key, training_keys
@@ -62,8 +63,8 @@ def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
         UserError: not even the smallest layout fits into memory.
     """
     trial = _trial(task)
-    flops = member_flops(trial)
-    name = f"layouts/{_fingerprint(trial, width, microbatch)}.json"
+    program = member_jaxpr(trial)
+    name = f"layouts/{_fingerprint(program, width, microbatch)}.json"
     kept = _read(name)
     if kept is not None:
         return kept
@@ -79,7 +80,7 @@ def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
     if not width and not microbatch and task.model.by_example:
         pieces = _pieces(task.recipe.optim.batch_size)
         best = _fastest([dataclasses.replace(best, microbatch=one) for one in pieces], seconds)
-    found = Found(best, flops / times[best], len(times))
+    found = Found(best, program_flops(program) / times[best], len(times))
     kept_text = {"width": best.width, "microbatch": best.microbatch, "flops": found.flops}
     write_cache(name, json.dumps(kept_text))
     return found
@@ -106,13 +107,13 @@ def _trial(task: Task) -> Task:
     )
 
 
-def _fingerprint(trial: Task, width: int, microbatch: int) -> str:
+def _fingerprint(program: ClosedJaxpr, width: int, microbatch: int) -> str:
     """A hash of the program, of where it runs, and of what is given."""
     # Functions show their address in memory, which says nothing.
-    program = re.sub(r" at 0x[0-9a-f]+", "", str(member_jaxpr(trial)))
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(program))
     layout = local_layout(1)
     where = [layout.device_kind, len(layout.devices), jax.__version__, SEARCH_VERSION]
-    content = json.dumps([program, where, width, microbatch])
+    content = json.dumps([text, where, width, microbatch])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
