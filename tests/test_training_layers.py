@@ -44,11 +44,11 @@ def batch_last(images):
     return jnp.swapaxes(images, 0, 3)
 
 
-@jax.jit
-def ours(kernel, bias, images):
+@partial(jax.jit, static_argnames="rows_apart")
+def ours(kernel, bias, images, rows_apart=False):
     """The same through the layer."""
     window, _, channels_in, channels_out = kernel.shape
-    layer = Convolution(channels_in, channels_out, window, rngs=nnx.Rngs(0))
+    layer = Convolution(channels_in, channels_out, window, rows_apart=rows_apart, rngs=nnx.Rngs(0))
     layer.kernel[...] = kernel.reshape(-1, channels_out)
     layer.bias[...] = bias
     return batch_last(layer(batch_last(images)))
@@ -58,16 +58,18 @@ def close(one, other):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows_apart", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("window", WINDOWS)
-def test_convolution_equals_lax(window, size):
+def test_convolution_equals_lax(window, size, rows_apart):
     kernel, bias = normal(0, window, window, 3, 4), normal(1, 4)
     images = normal(2, 2, *size, 3)
-    close(ours(kernel, bias, images), reference(kernel, bias, images))
+    close(ours(kernel, bias, images, rows_apart), reference(kernel, bias, images))
 
 
+@pytest.mark.parametrize("rows_apart", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_gradients_of_convolution_equal_lax(window):
+def test_gradients_of_convolution_equal_lax(window, rows_apart):
     kernel, bias = normal(0, window, window, 2, 3), normal(1, 3)
     images, weights = normal(2, 2, 6, 4, 2), normal(3, 2, 6, 4, 3)
 
@@ -75,12 +77,14 @@ def test_gradients_of_convolution_equal_lax(window):
         weighted = jax.grad(lambda *args: (weights * convolve(*args)).sum(), (0, 1, 2))
         return jax.jit(weighted)(kernel, bias, images)
 
-    for mine, theirs in zip(gradients(ours), gradients(reference), strict=True):
-        close(mine, theirs)
+    mine = gradients(partial(ours, rows_apart=rows_apart))
+    for one, other in zip(mine, gradients(reference), strict=True):
+        close(one, other)
 
 
+@pytest.mark.parametrize("rows_apart", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_vmap_over_kernels_equals_lax_one_by_one(window):
+def test_vmap_over_kernels_equals_lax_one_by_one(window, rows_apart):
     kernels, biases = normal(0, 3, window, window, 2, 4), normal(1, 3, 4)
     images, weights = normal(2, 2, 5, 6, 2), normal(3, 2, 5, 6, 4)
 
@@ -91,18 +95,19 @@ def test_vmap_over_kernels_equals_lax_one_by_one(window):
 
         return jax.grad(weighted, has_aux=True)(kernel, bias)
 
-    together = jax.jit(jax.vmap(partial(both, ours)))(kernels, biases)
+    convolve = partial(ours, rows_apart=rows_apart)
+    together = jax.jit(jax.vmap(partial(both, convolve)))(kernels, biases)
     one_by_one = jax.jit(partial(both, reference))
     for member in range(3):
         for mine, theirs in zip(together, one_by_one(kernels[member], biases[member]), strict=True):
             close(mine[member], theirs)
 
 
-def test_vmap_over_kernels_has_no_convolution():
+@pytest.mark.parametrize("rows_apart", [False, True])
+def test_vmap_over_kernels_has_no_convolution(rows_apart):
     kernels, biases = normal(0, 3, 3, 3, 2, 4), normal(1, 3, 4)
-    program = str(
-        jax.make_jaxpr(jax.vmap(ours, (0, 0, None)))(kernels, biases, normal(2, 2, 5, 5, 2))
-    )
+    convolve = jax.vmap(partial(ours, rows_apart=rows_apart), (0, 0, None))
+    program = str(jax.make_jaxpr(convolve)(kernels, biases, normal(2, 2, 5, 5, 2)))
     assert "dot_general" in program
     assert "conv_general_dilated" not in program
 

@@ -36,6 +36,23 @@ def patches(
     return jnp.concatenate([across[:, i : i + height] for i in range(window)])
 
 
+def _neighbours_across(
+    images: Float[Array, "c h w b"], window: int
+) -> Float[Array, "{window}*c h w b"]:
+    """The neighbours of every pixel in its own row; the first axis is (column offset, channel)."""
+    before = (window - 1) // 2
+    padded = jnp.pad(images, ((0, 0), (0, 0), (before, window - 1 - before), (0, 0)))
+    width = images.shape[2]
+    return jnp.concatenate([padded[:, :, i : i + width] for i in range(window)])
+
+
+def _moved_down(images: Float[Array, "c h w b"], rows: int) -> Float[Array, "c h w b"]:
+    """The images `rows` rows lower (negative: higher), zero where nothing came."""
+    height = images.shape[1]
+    padded = jnp.pad(images, ((0, 0), (max(rows, 0), max(-rows, 0)), (0, 0), (0, 0)))
+    return padded[:, max(-rows, 0) :][:, :height]
+
+
 def mean_pool(images: Float[Array, "c h w b"], window: int) -> Float[Array, "c h2 w2 b"]:
     """Mean over windows of `window` x `window` pixels that do not overlap.
 
@@ -76,7 +93,13 @@ def _project(
 
 
 class Convolution(nnx.Module):
-    """A square "SAME" convolution of stride 1, as patches times a matrix."""
+    """A square "SAME" convolution of stride 1, as patches times a matrix.
+
+    With `rows_apart`, every row of the window has its own product, and their sum is left to
+    whatever reads it: a third of the copies, and the sum may never be in memory. That is faster
+    for many channels where one elementwise reader follows, and slower where several do (a
+    normalisation).
+    """
 
     def __init__(
         self,
@@ -85,17 +108,27 @@ class Convolution(nnx.Module):
         window: int,
         *,
         use_bias: bool = True,
+        rows_apart: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.window = window
+        self.window, self.rows_apart = window, rows_apart
         shape = (window * window * channels_in, channels_out)
         self.kernel = nnx.Param(jax.nn.initializers.he_normal()(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(channels_out)) if use_bias else None
 
     def __call__(self, images: Float[Array, "c h w b"]) -> Float[Array, "d h w b"]:
         """Convolve a batch of images."""
-        bias = None if self.bias is None else self.bias[...]
-        return _project(self.kernel[...], patches(images, self.window), bias)
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        if not self.rows_apart:
+            return _project(kernel, patches(images, self.window), bias)
+        across = _neighbours_across(images, self.window)
+        # (rows of the window, columns and channels in, channels out), side by side in one product
+        rows = jnp.swapaxes(kernel.reshape(self.window, len(across), -1), 0, 1)
+        products = _project(rows.reshape(len(across), -1), across, None)
+        parts = jnp.split(products, self.window)
+        before = (self.window - 1) // 2
+        convolved = sum(_moved_down(part, before - i) for i, part in enumerate(parts))
+        return convolved if bias is None else convolved + bias[:, None, None, None]
 
 
 Statistic = Float[Array, "c b"]
@@ -227,18 +260,19 @@ class Attention(nnx.Module):
     ) -> Float[Array, "d b s"]:
         """Every position looks at every `valid` position of its own sequence (None: at all)."""
         features, batch, length = sequences.shape
-        shape = (3, self.heads, features // self.heads, batch, length)
-        # (3, heads, batch, features of a head, length)
-        parts = jnp.swapaxes(self.inward(sequences).reshape(shape), 2, 3)
-        queries, keys, values = parts[0], parts[1], parts[2]
-        scores = jnp.einsum("hbdq,hbdk->hbqk", queries, keys) * queries.shape[2] ** -0.5
+        shape = (self.heads, features // self.heads, batch, length)
+        projected = self.inward(sequences)
+
+        def by_head(part: int) -> Float[Array, "h b f s"]:
+            # By slices: the gradient of a split is one concatenation, three times as slow.
+            rows = projected[part * features : (part + 1) * features]
+            return jnp.swapaxes(rows.reshape(shape), 1, 2)
+
+        queries, keys, values = by_head(0) * shape[1] ** -0.5, by_head(1), by_head(2)
+        # Keys before queries: sums over the short last axis would take longer than the products.
+        scores = jnp.einsum("hbdk,hbdq->hbkq", keys, queries)
         if valid is not None:
-            scores = jnp.where(valid[None, :, None], scores, jnp.finfo(scores.dtype).min)
-        # The softmax's denominator is one more feature of the values: no reduction over the short
-        # last axis, forward or backward, which takes longer than all these products on CPU.
-        largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-        weights = jnp.exp(scores - largest)
-        counted = jnp.concatenate([values, jnp.ones_like(values[:, :, :1])], axis=2)
-        sums = jnp.einsum("hbdk,hbqk->hbdq", counted, weights)
-        mixed = sums[:, :, :-1] / sums[:, :, -1:]
+            scores = jnp.where(valid[None, :, :, None], scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(2, keepdims=True)))
+        mixed = jnp.einsum("hbdk,hbkq->hbdq", values, weights) / weights.sum(2)[:, :, None]
         return self.outward(jnp.swapaxes(mixed, 1, 2).reshape(sequences.shape))

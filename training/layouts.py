@@ -19,7 +19,7 @@ from training.parallel import Layout, local_layout
 from training.seeds import root_key, training_keys
 from training.sweep import Sweeper, Task
 
-SEARCH_VERSION = 1
+SEARCH_VERSION = 2
 """Raised by hand when a change to layers or search makes kept results worthless."""
 
 TRIAL_STEPS = 8
