@@ -77,7 +77,7 @@ def _dispatch(words: list[str]) -> int:
 def _run_or_sweep(command: str, rest: list[str]) -> int:
     from influence.config import Config, override, read_config
 
-    prog = f"accomplice {command} CONFIG.toml"
+    prog = f"accomplice {command} CONFIG.toml" + (f" [{DRY_RUN}]" if command == "sweep" else "")
     if not rest or rest[0].startswith("-"):
         if {"-h", "--help"} & set(rest):
             override(Config(), ["--help"], prog)

@@ -96,7 +96,7 @@ class Convolution(nnx.Module):
     """A square "SAME" convolution of stride 1, as patches times a matrix.
 
     With `rows_apart`, every row of the window has its own product, and their sum is left to
-    whatever reads it: a third of the copies, and the sum may never be in memory. That is faster
+    whatever reads it: a quarter of the copies, and the sum may never be in memory. That is faster
     for many channels where one elementwise reader follows, and slower where several do (a
     normalisation).
     """

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from training.cache import read_cache, write_cache
-from training.cost import member_jaxpr, program_flops
+from training.cost import member_flops, member_jaxpr, program_flops
 from training.errors import UserError
 from training.parallel import Layout, local_layout
 from training.seeds import root_key, training_keys
@@ -22,11 +23,14 @@ from training.sweep import Sweeper, Task
 SEARCH_VERSION = 2
 """Raised by hand when a change to layers or search makes kept results worthless."""
 
-TRIAL_STEPS = 8
+TRIAL_STEPS = (8, 500)
+"""At the least and at the most."""
+TRIAL_FLOPS = 4e9
+"""What a member should take: with less, a launch's own time would decide."""
 TRIAL_EXAMPLES = 1024
 TRIAL_TARGETS = 16
-REPEATS = 3
-GAIN = 1.03
+REPEATS = 5
+GAIN = 1.02
 """How much faster another layout must be to be preferred: smaller gains are noise."""
 PATIENCE = 2
 """Layouts in a row that are no faster, before a direction is given up."""
@@ -51,7 +55,8 @@ def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
     First the width is doubled while that pays. Then, for models that treat every example by
     itself, batches are cut into smaller and smaller pieces. For each layout a few steps of a few
     members are timed. What was found is kept (`training.cache`) for this model, shape of an
-    example, batch, kind and number of devices, and version of JAX.
+    example, batch, kind and number of devices, and version of JAX. A layout that does not fit into
+    memory counts as infinitely slow: pieces are tried even where the whole batch is too large.
 
     Args:
         task: what will be swept.
@@ -64,25 +69,34 @@ def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
     """
     trial = _trial(task)
     program = member_jaxpr(trial)
-    name = f"layouts/{_fingerprint(program, width, microbatch)}.json"
-    kept = _read(name)
+    kept = _read(_file(program, width, microbatch))
     if kept is not None:
         return kept
     times: dict[Layout, float] = {}
+    refusals: list[UserError] = []
 
     def seconds(layout: Layout) -> float:
         if layout not in times:
-            times[layout] = _seconds_a_member(trial, layout)
+            try:
+                times[layout] = _seconds_a_member(trial, layout)
+            except UserError as error:
+                times[layout] = math.inf
+                refusals.append(error)
         return times[layout]
 
-    widths = [width] if width else [2**power for power in range(11)]
-    best = _fastest([local_layout(one, microbatch=microbatch) for one in widths], seconds)
+    best = local_layout(width or 1, microbatch=microbatch)
+    if not width and math.isfinite(seconds(best)):
+        best = _fastest([dataclasses.replace(best, width=2**power) for power in range(11)], seconds)
     if not width and not microbatch and task.model.by_example:
         pieces = _pieces(task.recipe.optim.batch_size)
         best = _fastest([dataclasses.replace(best, microbatch=one) for one in pieces], seconds)
+    if math.isinf(seconds(best)):
+        raise refusals[-1]
     found = Found(best, program_flops(program) / times[best], len(times))
     kept_text = {"width": best.width, "microbatch": best.microbatch, "flops": found.flops}
-    write_cache(name, json.dumps(kept_text))
+    # Also for those who ask later with what was found, as a run does that has fixed it.
+    for asked in {(width, microbatch), (best.width, best.microbatch)}:
+        write_cache(_file(program, *asked), json.dumps(kept_text))
     return found
 
 
@@ -98,36 +112,38 @@ def _read(name: str) -> Found | None:
 
 def _trial(task: Task) -> Task:
     """The same task with few steps, examples and targets: what is timed."""
-    optim = task.recipe.optim
-    optim = dataclasses.replace(optim, steps=min(optim.steps, TRIAL_STEPS))
-    return task._replace(
-        recipe=dataclasses.replace(task.recipe, optim=optim),
+    small = task._replace(
         examples=task.examples.take(slice(0, TRIAL_EXAMPLES)),
         targets=task.targets.take(slice(0, TRIAL_TARGETS)),
     )
 
+    def with_steps(steps: int) -> Task:
+        optim = dataclasses.replace(task.recipe.optim, steps=steps)
+        return small._replace(recipe=dataclasses.replace(task.recipe, optim=optim))
 
-def _fingerprint(program: ClosedJaxpr, width: int, microbatch: int) -> str:
-    """A hash of the program, of where it runs, and of what is given."""
+    fewest, most = TRIAL_STEPS
+    enough = math.ceil(TRIAL_FLOPS / member_flops(with_steps(1)))
+    return with_steps(min(max(fewest, enough), most, task.recipe.optim.steps))
+
+
+def _file(program: ClosedJaxpr, width: int, microbatch: int) -> str:
+    """Named by a hash of the program, of where it runs, and of what is given."""
     # Functions show their address in memory, which says nothing.
     text = re.sub(r" at 0x[0-9a-f]+", "", str(program))
     layout = local_layout(1)
     where = [layout.device_kind, len(layout.devices), jax.__version__, SEARCH_VERSION]
     content = json.dumps([text, where, width, microbatch])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    return f"layouts/{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
 
 
 def _fastest(layouts: Sequence[Layout], seconds: Callable[[Layout], float]) -> Layout:
     """The first layout, or a later one that is faster by more than noise."""
     best, worse = layouts[0], 0
-    seconds(best)
     for layout in layouts[1:]:
-        try:
-            ratio = seconds(best) / seconds(layout)
-        except UserError:  # too little memory, and wider ones need more
-            break
-        best, worse = (layout, 0) if ratio > GAIN else (best, worse + 1)
-        if worse == PATIENCE or ratio < CLEAR_LOSS:
+        before, now = seconds(best), seconds(layout)
+        best, worse = (layout, 0) if now * GAIN < before else (best, worse + 1)
+        # While nothing fits there is nothing to lose.
+        if math.isfinite(before) and (worse == PATIENCE or before < CLEAR_LOSS * now):
             break
     return best
 
@@ -143,7 +159,7 @@ def _pieces(batch_size: int) -> list[int]:
 
 
 def _seconds_a_member(trial: Task, layout: Layout) -> float:
-    """Median seconds of a launch, for each of its members; the first launch does not count."""
+    """Seconds of the fastest launch, for each of its members; the first one does not count."""
     sweeper = Sweeper(trial, layout)
     sweeper.require_memory()
     members = np.arange(layout.launch)
@@ -155,4 +171,4 @@ def _seconds_a_member(trial: Task, layout: Layout) -> float:
         started = time.perf_counter()
         sweeper.start(keys, masks).fetch()
         times.append(time.perf_counter() - started)
-    return float(np.median(times)) / layout.launch
+    return min(times) / layout.launch
