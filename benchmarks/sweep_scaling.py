@@ -23,9 +23,9 @@ SIZES = {
     "examples": (1_000, 8_000, 60_000),
     "targets": (100, 1_000, 10_000),
 }
-QUICK = {"members": (20, 40), "examples": (500, 1_000), "targets": (50, 100)}
-FIXED = {"members": 32, "examples": 2_000, "targets": 100}
-LARGEST = {"members": 4, "examples": 60_000, "targets": 10_000}
+QUICK = {"members": (160, 320), "examples": (500, 1_000), "targets": (50, 100)}
+FIXED = {"members": 320, "examples": 2_000, "targets": 100}
+LARGEST = {"members": 64, "examples": 60_000, "targets": 10_000}
 """Everything large at once: the memory that a whole Fashion-MNIST needs."""
 EPOCHS, BATCH_SIZE = 2, 100
 

@@ -4,6 +4,7 @@ Imports that take seconds come late, so that help and mistakes are quick and an 
 they load is met like any other.
 """
 
+import os
 import shlex
 import signal
 import sys
@@ -41,14 +42,20 @@ class _Terminated(BaseException):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code (141: nobody reads the output any more)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _dispatch(words)
+        try:
+            return _dispatch(words)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"accomplice: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (KeyboardInterrupt, _Terminated) as stop:
         again = shlex.join(["accomplice", *words])
         print(f"Interrupted; every finished unit is kept. To go on: {again}", file=sys.stderr)

@@ -1,11 +1,11 @@
 """What a sweep would do, told before it starts."""
 
-import math
 from pathlib import Path
 
 from influence.arms import arm_specs, main_task
 from influence.experiment import Experiment
 from influence.layout import fixed_layout, with_layout
+from influence.progress import duration
 from influence.run import check_same, is_new, open_run
 from training.bank import ArmSpec, open_arm
 from training.cost import member_flops
@@ -39,9 +39,9 @@ def plan(experiment: Experiment, out: Path) -> str:
         "units": f"{', '.join(units)}",
         "a member": f"{training}, then {len(task.targets):,} targets: {flops / 1e9:.3g} GFLOP",
         "where": str(layout),
-        "time": f"about {_duration(left * flops / rate)}, at {rate / 1e9:.0f} GFLOP/s",
+        "time": f"about {duration(left * flops / rate)}, at {rate / 1e9:.0f} GFLOP/s",
         "memory": _memory(memory, len(layout.devices)),
-        "disk": f"{sum(spec.bytes() for spec in specs.values()) / 1e9:.2f} GB in {out}",
+        "disk": f"{_size(sum(spec.bytes() for spec in specs.values()))} in {out}",
     }
     return "\n".join(f"{name:9s} {text}" for name, text in rows.items())
 
@@ -54,13 +54,10 @@ def _missing_members(out: Path, spec: ArmSpec) -> int:
     return sum(len(arm.spec.unit_rows(unit)) for unit in arm.missing_units())
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{math.ceil(seconds)} s"
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
 def _memory(memory: Memory, devices: int) -> str:
-    needed = f"{memory.needed / 1e9:.2f} GB on each of {devices} device(s), beside the data"
-    return needed if memory.free is None else f"{needed}; {memory.free / 1e9:.2f} GB is free"
+    needed = f"{_size(memory.needed)} on each of {devices} device(s), beside the data"
+    return needed if memory.free is None else f"{needed}; {_size(memory.free)} is free"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,6 +1,7 @@
 """What a person sees while a run works, and the same as lines of JSON."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +28,24 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
+SILENCE = 60.0
+"""Seconds after which a log, in which no bar can move, gets a line."""
+
+
+def duration(seconds: float) -> str:
+    """For people: seconds, minutes, hours."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
 @contextmanager
 def sweep_progress(title: str, arm: Arm, log: Path) -> Iterator[Callable[[int, Rows], None]]:
-    """A progress bar over an arm's members, and a line in metrics.jsonl for each unit."""
+    """A progress bar over an arm's members, and a line in metrics.jsonl for each unit.
+
+    Where standard error is no terminal, a line now and then takes the place of the bar.
+    """
     spec = arm.spec
     missing = sum(len(spec.unit_rows(unit)) for unit in arm.missing_units())
     columns = (
@@ -40,19 +56,29 @@ def sweep_progress(title: str, arm: Arm, log: Path) -> Iterator[Callable[[int, R
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    started = time.monotonic()
-    with Progress(*columns, console=console) as bar, log.open("a", encoding="utf-8") as file:
+    started = said = time.monotonic()
+    # The speed is that of the last hour: units may take minutes.
+    bar = Progress(*columns, console=console, speed_estimate_period=3600)
+    with bar, log.open("a", encoding="utf-8") as file:
         task = bar.add_task(title, total=spec.members, completed=spec.members - missing)
 
         def on_unit(unit: int, rows: Rows) -> None:
+            nonlocal said
             bar.advance(task, len(rows.status))
+            now, shown = time.monotonic(), bar.tasks[task]
+            if not console.is_terminal and now - said >= SILENCE and shown.speed:
+                said, left = now, (spec.members - shown.completed) / shown.speed
+                say(
+                    f"{title}: {shown.completed:,.0f} of {spec.members:,} members, "
+                    f"{shown.speed:.2g} a second, about {duration(left)} left"
+                )
             line = {
                 "time": round(time.time(), 3),
                 "arm": spec.name,
                 "unit": unit,
                 "members": len(rows.status),
                 "not_finite": int(np.sum(rows.status == Status.NOT_FINITE)),
-                "seconds": round(time.monotonic() - started, 3),
+                "seconds": round(now - started, 3),
             }
             file.write(json.dumps(line) + "\n")
             file.flush()

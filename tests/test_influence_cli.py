@@ -185,3 +185,11 @@ def test_microbatch_must_divide_the_batch(tmp_path, capsys):
     config = config_for(tmp_path, DIGITS, sweep="width = 1\nmicrobatch = 7")
     said = refused(capsys, "sweep", config, "--out", str(tmp_path / "run"))
     assert "sweep.microbatch = 7 must be 0 or a divisor of optim.batch_size = 50" in said
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    words = [sys.executable, "-m", "influence.cli", "sweep", "--help"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from influence import progress
 from influence.cli import STAGES, main
 from influence.config import read_config
 from training.bank import Arm
@@ -83,11 +84,11 @@ def test_scores_have_a_row_an_example(finished):
 
 def test_a_second_call_makes_nothing_and_ends_with_the_same(copied):
     before, report = bank_bytes(copied), (copied / "report.html").read_text()
-    progress = (copied / "metrics.jsonl").read_text()
+    log_lines = (copied / "metrics.jsonl").read_text()
     assert main(["run", str(copied / "config.toml")]) == 0
     assert bank_bytes(copied) == before
     assert (copied / "report.html").read_text() == report
-    assert (copied / "metrics.jsonl").read_text() == progress
+    assert (copied / "metrics.jsonl").read_text() == log_lines
 
 
 def test_stages_alone_rebuild_what_was_lost(copied):
@@ -351,6 +352,15 @@ def test_a_run_with_a_common_seed_has_no_ceiling_and_says_so(tmp_path, capsys):
     )
 
 
+def test_a_log_says_how_far_a_sweep_is(copied, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SILENCE", 0.0)
+    for record in (copied / "bank" / "main" / "done").iterdir():
+        record.unlink()
+    assert main(["sweep", str(copied)]) == 0
+    log = capsys.readouterr().err
+    assert re.search(r": \d+ of 64 members, [\d.e+]+ a second, about \d+ s left\n", log)
+
+
 def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
     run = tmp_path / "run"
     words = ["sweep", SMOKE, "--out", str(run), "--dry-run"]
@@ -363,9 +373,7 @@ def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
     flops = 60 * 20 * (2 * 2 * 64 * 32 + 3 * 2 * 32 * 10) + 512 * products
     assert f"targets: {flops / 1e9:.3g} GFLOP\n" in plan
     assert re.search(r"time      about \d+ s, at \d+ GFLOP/s\n", plan)
-    assert re.search(
-        r"memory    0\.\d\d GB on each of 4 device\(s\), .*; [\d.]+ GB is free\n", plan
-    )
+    assert re.search(r"memory    [\d.]+ MB on each of 4 device\(s\), .*; [\d.]+ GB is free\n", plan)
     assert main(["sweep", SMOKE, "--out", str(run)]) == 0
     capsys.readouterr()
     assert main(words) == 0

@@ -127,7 +127,8 @@ class Convolution(nnx.Module):
         products = _project(rows.reshape(len(across), -1), across, None)
         parts = jnp.split(products, self.window)
         before = (self.window - 1) // 2
-        convolved = sum(_moved_down(part, before - i) for i, part in enumerate(parts))
+        moved = (_moved_down(part, before - i) for i, part in enumerate(parts))
+        convolved = reduce(jnp.add, moved)
         return convolved if bias is None else convolved + bias[:, None, None, None]
 
 
