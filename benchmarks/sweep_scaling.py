@@ -2,11 +2,12 @@
 
 Each figure is a sweep in a process of its own, so that its peak memory is its own: members at a
 fixed task, examples at a fixed number of epochs, targets at a fixed number of examples. Prints
-seconds of sweeping (compilation apart), peak memory, and the slope of log time on log size
-between the smallest and the largest size.
+seconds of sweeping (compilation apart), peak memory, and the largest slope of log time on log
+size between two neighbours.
 """
 
 import argparse
+import itertools
 import json
 import math
 import resource
@@ -88,10 +89,11 @@ def main() -> None:
             print(
                 f"{name:10s}{size:8,d}{row['seconds']:10.1f} s{row['peak_gb']:8.2f} GB", flush=True
             )
-        first, last = sizes[0], sizes[-1]
-        ratio = rows[last]["seconds"] / rows[first]["seconds"]
-        slope = math.log(ratio) / math.log(last / first)
-        print(f"{name}: slope {slope:.2f}", flush=True)
+        slope = max(
+            math.log(rows[after]["seconds"] / rows[before]["seconds"]) / math.log(after / before)
+            for before, after in itertools.pairwise(sizes)
+        )
+        print(f"{name}: largest slope {slope:.2f}", flush=True)
         results[name] = {"slope": slope, "rows": rows}
     if not options.quick:
         results["largest"] = in_own_process(LARGEST)

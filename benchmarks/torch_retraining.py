@@ -30,8 +30,6 @@ class Case:
     width: int
     batch_size: int
     steps: int
-    stacked: int
-    """Members side by side under `torch.func.vmap`."""
 
 
 LEARNING_RATE, MOMENTUM = 0.05, 0.9

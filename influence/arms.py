@@ -26,10 +26,17 @@ def designs(config: Config) -> dict[str, Bernoulli]:
     return main | {"replicates": Bernoulli(sweep.alpha, sweep.replicate_seeds)}
 
 
+def member_counts(config: Config) -> dict[str, int]:
+    """How many members each arm has, by the arm's name."""
+    sweep = config.sweep
+    counts = {"main": sweep.members, "replicates": sweep.replicate_masks * sweep.replicate_seeds}
+    return {name: counts[name] for name in designs(config)}
+
+
 def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
     """What each arm holds, by the arm's name."""
     sweep = experiment.config.sweep
-    members = {"main": sweep.members, "replicates": sweep.replicate_masks * sweep.replicate_seeds}
+    members = member_counts(experiment.config)
     return {
         name: ArmSpec(
             name=name,

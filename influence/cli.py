@@ -4,6 +4,7 @@ Imports that take seconds come late, so that help and mistakes are quick and an 
 they load is met like any other.
 """
 
+import contextlib
 import os
 import shlex
 import signal
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except (KeyboardInterrupt, _Terminated) as stop:
         again = shlex.join(["accomplice", *words])
-        print(f"Interrupted; every finished unit is kept. To go on: {again}", file=sys.stderr)
+        print(f"Interrupted; what was finished is kept. To go on: {again}", file=sys.stderr)
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
 
 
@@ -91,6 +92,8 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         raise UserError(f"name a config: {prog} [--section.key VALUE ...] [--out RUN]")
     source, default_out = _config_path(Path(rest[0]))
     dry = command == "sweep" and DRY_RUN in rest
+    if command == "run" and DRY_RUN in rest:
+        raise UserError(f"{DRY_RUN} belongs to accomplice sweep, which takes the same options")
     options = [word for word in rest[1:] if not (dry and word == DRY_RUN)]
     config, out = override(read_config(source), options, prog)
     pipeline = _start()
@@ -138,11 +141,12 @@ def _stage(command: str, rest: list[str]) -> int:
 
 def _start() -> ModuleType:
     """Set up the devices, then import what uses them."""
-    from training.cache import cache_folder
+    from training.cache import OUT_OF_REACH, cache_folder
     from training.parallel import keep_compiled_programs, use_all_cores
 
     use_all_cores()
-    keep_compiled_programs(cache_folder() / "compiled")
+    with contextlib.suppress(*OUT_OF_REACH):
+        keep_compiled_programs(cache_folder() / "compiled")
     from influence import pipeline
 
     return pipeline

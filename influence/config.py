@@ -187,9 +187,11 @@ def check(config: Config) -> None:
     require(0 < optim.learning_rate < math.inf, "optim.learning_rate", "above 0 and finite")
     require(0 <= optim.momentum < 1, "optim.momentum", "at least 0 and below 1")
     require(0 <= optim.weight_decay < math.inf, "optim.weight_decay", "at least 0 and finite")
-    require(config.data.length >= 1, "data.length", "at least 1")
+    require(1 <= config.data.length <= 65_536, "data.length", "from 1 to 65536")
     require(config.data.vocabulary >= 16, "data.vocabulary", "at least 16")
     require(config.model.width >= 0, "model.width", "at least 0")
+    require(config.model.depth >= 1, "model.depth", "at least 1")
+    require(config.model.patch >= 0, "model.patch", "at least 0")
     for section in ("data", "poison", "sweep", "audit"):
         seed = getattr(config, section).seed
         # JAX keeps 32 bits of a seed: larger ones would collide.

@@ -96,10 +96,11 @@ def prepare(config: Config) -> Experiment:
     shape = train.examples.inputs.shape[1:]
     check_augmentation(config.optim.augment, shape)
     model = build_model(config.model, shape, classes, split.vocabulary)
-    if config.sweep.microbatch and model.keeps_state:
+    if config.sweep.microbatch and not model.by_example:
         raise UserError(
             f"sweep.microbatch = {config.sweep.microbatch}, but the model keeps state while it "
-            f"trains (batch statistics, dropout), which a batch in pieces would lose; set it to 0"
+            f"trains (dropout) or looks at a batch as a whole (batch statistics), which pieces of "
+            f"a batch would lose; set it to 0"
         )
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
     names = split.class_names + tuple(map(str, range(len(split.class_names), classes)))

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from influence.arms import main_task
+from influence.arms import main_task, member_counts
 from influence.config import read_config
 from influence.experiment import Experiment
 from influence.progress import say
@@ -25,9 +25,12 @@ def with_layout(experiment: Experiment, out: Path) -> Experiment:
         width, microbatch = stored.width, sweep.microbatch or stored.microbatch
     else:
         say("Looking for the fastest layout on this machine")
-        found = find_layout(main_task(experiment), microbatch=sweep.microbatch)
+        members = sum(member_counts(experiment.config).values())
+        found = find_layout(main_task(experiment), 0, sweep.microbatch, members)
         width, microbatch = found.layout.width, found.layout.microbatch
-        source = f"fastest of {found.timed} timed" if found.timed else "from an earlier search"
+        source = {0: "from an earlier search", 1: "the sweep is too short for a search"}.get(
+            found.timed, f"fastest of {found.timed} timed"
+        )
         say(f"Layout: {found.layout} ({source}; {found.flops / 1e9:.0f} GFLOP/s)")
     sweep = dataclasses.replace(sweep, width=width, microbatch=microbatch)
     config = dataclasses.replace(experiment.config, sweep=sweep)

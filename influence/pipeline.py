@@ -21,7 +21,7 @@ from influence.experiment import Experiment, prepare
 from influence.layout import fixed_layout, with_layout
 from influence.progress import say, sweep_progress
 from influence.report import write_report
-from influence.run import Run, check_same, create, open_run, resume
+from influence.run import Run, check_same, create, is_new, open_run, resume
 from training.bank import Arm, create_arms, open_arm
 from training.errors import UserError
 from training.sweep import Design, Sweeper, Task, sweep
@@ -57,6 +57,9 @@ def sweep_stage(experiment: Experiment, out: Path) -> tuple[Run, Experiment]:
     for note in experiment.notes:
         say(f"Note: {note}")
     planned = with_layout(experiment, out)
+    if is_new(out):
+        # What cannot fit leaves no run directory that another config would not fit, either.
+        Sweeper(main_task(planned), fixed_layout(planned)).require_memory()
     create(out, planned, tuple(arm_specs(planned).values()))
     # Another process may have been first, with another layout.
     experiment = with_layout(experiment, out)

@@ -43,7 +43,8 @@ def plan(experiment: Experiment, out: Path) -> str:
         "memory": _memory(memory, len(layout.devices)),
         "disk": f"{_size(sum(spec.bytes() for spec in specs.values()))} in {out}",
     }
-    return "\n".join(f"{name:9s} {text}" for name, text in rows.items())
+    lines = [f"{name:9s} {text}" for name, text in rows.items()]
+    return "\n".join(lines + [f"Note: {note}" for note in experiment.notes])
 
 
 def _missing_members(out: Path, spec: ArmSpec) -> int:
@@ -55,7 +56,9 @@ def _missing_members(out: Path, spec: ArmSpec) -> int:
 
 
 def _memory(memory: Memory, devices: int) -> str:
-    needed = f"{_size(memory.needed)} on each of {devices} device(s), beside the data"
+    needed = (
+        f"{_size(memory.needed)} and {_size(memory.data)} of data on each of {devices} device(s)"
+    )
     return needed if memory.free is None else f"{needed}; {_size(memory.free)} is free"
 
 

@@ -178,13 +178,19 @@ class Make(nnx.Module):
     sections = {"model": 'factory = "normed_model:Make"', "sweep": "width = 1\nmicrobatch = 10"}
     config = config_for(tmp_path, DIGITS, **sections)
     said = refused(capsys, "sweep", config, "--out", str(tmp_path / "run"))
-    assert "sweep.microbatch = 10, but the model keeps state while it trains" in said
+    assert "sweep.microbatch = 10, but the model keeps state while it trains (dropout) or" in said
 
 
 def test_microbatch_must_divide_the_batch(tmp_path, capsys):
     config = config_for(tmp_path, DIGITS, sweep="width = 1\nmicrobatch = 7")
     said = refused(capsys, "sweep", config, "--out", str(tmp_path / "run"))
     assert "sweep.microbatch = 7 must be 0 or a divisor of optim.batch_size = 50" in said
+
+
+def test_run_has_no_dry_run(capsys):
+    assert "--dry-run belongs to accomplice sweep" in refused(
+        capsys, "run", "mine.toml", "--dry-run"
+    )
 
 
 def test_a_reader_that_leaves_early_is_no_traceback():

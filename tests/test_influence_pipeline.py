@@ -373,7 +373,10 @@ def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
     flops = 60 * 20 * (2 * 2 * 64 * 32 + 3 * 2 * 32 * 10) + 512 * products
     assert f"targets: {flops / 1e9:.3g} GFLOP\n" in plan
     assert re.search(r"time      about \d+ s, at \d+ GFLOP/s\n", plan)
-    assert re.search(r"memory    [\d.]+ MB on each of 4 device\(s\), .*; [\d.]+ GB is free\n", plan)
+    assert re.search(
+        r"memory    [\d.]+ MB and [\d.]+ MB of data on each of 4 device\(s\); [\d.]+ GB is free\n",
+        plan,
+    )
     assert main(["sweep", SMOKE, "--out", str(run)]) == 0
     capsys.readouterr()
     assert main(words) == 0
@@ -382,10 +385,12 @@ def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
     assert "optim.steps is 60 there and 7 here" in capsys.readouterr().err
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys):
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys, dry):
     run = tmp_path / "run"
-    words = ["--model.width", "50000000", "--sweep.width", "1"]
-    assert main(["sweep", SMOKE, "--out", str(run), "--dry-run", *words]) == 2
+    words = ["--model.width", "50000000", "--sweep.width", "1", *dry]
+    assert main(["sweep", SMOKE, "--out", str(run), *words]) == 2
+    assert not run.exists()
     said = capsys.readouterr().err
     assert "needs" in said
     assert "GB is free; lower optim.batch_size" in said

@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from training import layouts
+from training import layouts, parallel
 from training.cache import cache_folder
 from training.cost import member_flops
 from training.errors import UserError
@@ -16,8 +19,8 @@ from training.layouts import _fastest, _pieces, find_layout
 from training.models import ModelConfig, build_model
 from training.optim import OptimConfig
 from training.outputs import margin
-from training.parallel import local_layout
-from training.sweep import Task
+from training.parallel import MemberProgram, local_layout
+from training.sweep import Sweeper, Task
 from training.train import Recipe
 
 EXAMPLES, TARGETS, CLASSES, BATCH, STEPS = 50, 20, 3, 16, 5
@@ -44,7 +47,7 @@ def kept_files(cache):
 
 
 def test_a_search_is_made_once_for_a_model(cache):
-    task = make_task("linear")
+    task = make_task()
     first = find_layout(task)
     assert first.timed >= 3
     assert first.layout.width >= 1
@@ -54,7 +57,7 @@ def test_a_search_is_made_once_for_a_model(cache):
     assert fixed == first._replace(timed=0)
 
 
-def test_more_steps_and_targets_are_no_other_search(cache):
+def test_more_steps_than_are_timed_are_no_other_search(cache):
     task = make_task("linear")
 
     def with_steps(steps):
@@ -63,8 +66,7 @@ def test_more_steps_and_targets_are_no_other_search(cache):
         )
 
     assert find_layout(with_steps(500), width=1).timed == 1
-    longer = with_steps(10_000)._replace(targets=task.examples.take(slice(0, 30)))
-    assert find_layout(longer, width=1).timed == 0
+    assert find_layout(with_steps(10_000), width=1).timed == 0
 
 
 def test_the_kept_layout_is_what_a_later_search_returns(cache):
@@ -92,8 +94,8 @@ def test_another_model_batch_or_given_width_is_another_search(cache):
 
 
 def test_a_given_width_or_microbatch_is_kept(cache):
-    assert find_layout(make_task("linear"), width=2).layout == local_layout(2)
-    assert find_layout(make_task("linear"), microbatch=8).layout.microbatch == 8
+    assert find_layout(make_task(), width=2).layout == local_layout(2)
+    assert find_layout(make_task(), microbatch=8).layout.microbatch == 8
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
@@ -180,15 +182,83 @@ def build_own():
 
 
 class Flat(nnx.Module):
+    """With dropout, whose keys are state that pieces of a batch would lose."""
+
     def __init__(self, shape, classes, *, rngs):
         self.output = nnx.Linear(int(np.prod(shape)), classes, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
 
     def __call__(self, inputs):
-        return self.output(inputs.reshape(inputs.shape[0], -1))
+        return self.output(self.dropout(inputs.reshape(inputs.shape[0], -1)))
 
 
 def linear(shape, classes, *, rngs):
     return Flat(shape, classes, rngs=rngs)
+
+
+class Elementwise(nnx.Module):
+    """A model without any matrix product."""
+
+    def __init__(self, shape, classes, *, rngs):
+        self.scale = nnx.Param(jax.random.normal(rngs.params(), (64, classes)))
+
+    def __call__(self, inputs):
+        return (inputs.reshape(-1, 64, 1) * self.scale[...][None]).sum(1)
+
+
+def elementwise(shape, classes, *, rngs):
+    return Elementwise(shape, classes, rngs=rngs)
+
+
+def test_a_model_without_products_has_a_layout_too(cache):
+    model = build_model(ModelConfig(factory=f"{__name__}:elementwise"), (8, 8, 1), CLASSES)
+    found = find_layout(make_task()._replace(model=model), width=1)
+    assert found.layout.width == 1
+    assert found.flops > 0
+
+
+def test_what_the_memory_cannot_hold_is_told_in_one_line():
+    shape = jax.ShapeDtypeStruct((), np.float32)
+    # More than any address space has: nothing is allocated.
+    program = MemberProgram(lambda shared, x: x * jnp.arange(2.0**50), local_layout(1), (), shape)
+    with pytest.raises(UserError, match=r"out of memory \(.*\); lower optim\.batch_size"):
+        program.start(np.ones(4, np.float32)).fetch()
+
+
+def test_parameters_that_cannot_fit_are_refused_before_they_are_compiled(cache):
+    with pytest.raises(UserError, match=r"needs \d+\.\d\d GB a device .* is free; lower"):
+        Sweeper(make_task("cnn", width=10**8), local_layout(1)).require_memory()
+
+
+def test_a_short_sweep_is_not_searched_for(cache):
+    task = make_task("linear")
+    found = find_layout(task, members=20)
+    assert found.layout == local_layout(1)
+    assert found.timed == 1
+    assert not kept_files(cache)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", 64), ("150000 100000", 2), ("9900000 100000", 64)]
+)
+def test_a_container_has_its_share_of_the_cores(tmp_path, monkeypatch, limit, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setattr(parallel, "CONTROL_GROUP", tmp_path)
+    assert parallel.usable_cores() == 64
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert parallel.usable_cores() == cores
+
+
+def test_a_container_has_its_share_of_the_memory(tmp_path, monkeypatch):
+    shape = jax.ShapeDtypeStruct((), np.float32)
+    program = MemberProgram(lambda shared, x: x + shared, local_layout(1), np.float32(1), shape)
+    of_machine = program.memory().free
+    monkeypatch.setattr(parallel, "CONTROL_GROUP", tmp_path)
+    for name, text in (("memory.max", "max"), ("memory.current", "600000000")):
+        (tmp_path / name).write_text(f"{text}\n")
+    assert program.memory().free == pytest.approx(of_machine, rel=0.2)
+    (tmp_path / "memory.max").write_text("1000000000\n")
+    assert program.memory().free == 400_000_000 // len(program.layout.devices)
 
 
 def test_flops_of_a_linear_model_are_those_of_its_products():

@@ -537,8 +537,75 @@ def test_module_that_reads_python_state_is_refused(user_module, lines):
     name = user_module("CALLS = []\n" + module(*lines))
     fails(
         ModelConfig(factory=f"{name}:Make"),
-        f'model.factory = "{name}:Make" computes something else each time it is called',
+        f'model.factory = "{name}:Make" computes something else each time it is made or called',
         "use nnx.Variable and nnx.Rngs",
+    )
+
+
+def test_module_that_starts_from_numpys_random_numbers_is_refused(user_module):
+    body = """
+import numpy
+from flax import nnx
+
+
+class Make(nnx.Module):
+    def __init__(self, shape, classes, *, rngs):
+        self.kernel = nnx.Param(numpy.random.rand(*shape, classes).astype("f4"))
+
+    def __call__(self, inputs):
+        return inputs @ self.kernel[...]
+"""
+    name = user_module(body)
+    fails(ModelConfig(factory=f"{name}:Make"), "each time it is made or called", "nnx.Rngs")
+
+
+@pytest.mark.parametrize(
+    ("line", "by_example"),
+    [
+        ("return self.linear(inputs)", True),
+        ("return self.linear(inputs[::-1])[::-1]", True),
+        (
+            "return self.linear(inputs - float(not self.deterministic) * inputs.mean(0)[None])",
+            False,
+        ),
+    ],
+    ids=["itself", "in another order", "less the mean of the batch"],
+)
+def test_whether_examples_are_treated_one_by_one_is_seen(user_module, line, by_example):
+    body = module(line).replace("nnx.Dropout(0.5, rngs=rngs)", "None")
+    body = body.replace("self.dropout = None", "self.deterministic = False")
+    model = build_model(ModelConfig(factory=f"{user_module(body)}:Make"), (3,), 3)
+    assert model.by_example == by_example
+
+
+def test_a_model_with_dropout_is_not_cut_into_pieces(user_module):
+    name = user_module(module("return self.dropout(self.linear(inputs))"))
+    assert not build_model(ModelConfig(factory=f"{name}:Make"), (3,), 3).by_example
+
+
+def test_text_models_of_ones_own_are_seen_to_treat_texts_one_by_one(user_module):
+    body = """
+from flax import nnx
+
+
+class Make(nnx.Module):
+    def __init__(self, shape, classes, *, rngs):
+        self.table = nnx.Embed(50, classes, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.table(tokens).mean(1)
+"""
+    config = ModelConfig(factory=f"{user_module(body)}:Make")
+    assert build_model(config, (4,), 3, vocabulary=50).by_example
+
+
+def test_module_that_looks_at_others_in_evaluation_is_refused(user_module):
+    name = user_module(
+        module("return self.linear(inputs) - self.linear(inputs).mean(0, keepdims=True)")
+    )
+    fails(
+        ModelConfig(factory=f"{name}:Make"),
+        "lets the logits of an example depend on the others of its batch in evaluation",
     )
 
 

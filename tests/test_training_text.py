@@ -352,7 +352,8 @@ def test_a_missing_text_names_its_row(tmp_path, row):
     texts = ["one", "two", "three", "four"]
     texts[row] = None
     source = write_parquet(tmp_path / "a.parquet", text=texts, label=[0, 1] * 2)
-    fails(f'data.input: column "text" is missing in row {row}; fill or drop', source=source)
+    said = f'column "text" has no text in 1 row(s), first in row {row} (counted from 0); drop them'
+    fails(said, source=source)
 
 
 def test_text_beside_other_columns_is_refused(tmp_path):

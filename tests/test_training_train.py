@@ -62,6 +62,17 @@ def test_every_epoch_holds_each_kept_example_once_in_a_new_order(seed):
     assert not np.array_equal(order[0], order[1])
 
 
+@given(seed=st.integers(0, 10_000), dropped=st.integers(0, 19))
+def test_dropping_an_example_keeps_the_order_of_the_others(seed, dropped):
+    """In whole epochs: 3 of 20 examples, then the same of 19."""
+    more = np.ones(20, bool)
+    fewer = np.arange(20) != dropped
+    key = jax.random.key(seed)
+    with_it = np.asarray(jitted_visit_order(key, jnp.asarray(more), 60))
+    without = np.asarray(jitted_visit_order(key, jnp.asarray(fewer), 57))
+    np.testing.assert_array_equal(with_it[with_it != dropped], without)
+
+
 def test_a_cut_last_epoch_holds_a_random_part():
     mask = jnp.ones(10, bool)
     keys = jax.random.split(jax.random.key(0), 400)

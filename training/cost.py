@@ -35,11 +35,11 @@ def member_jaxpr(task: Task) -> ClosedJaxpr:
 
 
 def program_flops(program: ClosedJaxpr) -> int:
-    """FLOP of the matrix products and convolutions of a program.
+    """FLOP of the matrix products and convolutions of a program; 1 if it has none.
 
     The body of a loop counts once a turn; of a loop whose length is not known in advance, once.
     """
-    return _flops(program.jaxpr)
+    return max(1, _flops(program.jaxpr))
 
 
 def _flops(jaxpr: Jaxpr) -> int:

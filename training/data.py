@@ -278,8 +278,9 @@ def _texts(dataset: datasets.Dataset, name: str, ids: Ids) -> list[str]:
     texts = dataset.with_format(None)[name][:]
     if None in texts:
         raise UserError(
-            f'data.input: column "{name}" is missing in row {ids[texts.index(None)]}; '
-            f"fill or drop such rows"
+            f'data.input: column "{name}" has no text in {texts.count(None)} row(s), first in row '
+            f"{ids[texts.index(None)]} (counted from 0); drop them, or fill them, with a space "
+            f"where the text is empty"
         )
     return texts
 

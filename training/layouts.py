@@ -19,6 +19,7 @@ from training.errors import UserError
 from training.parallel import Layout, local_layout
 from training.seeds import root_key, training_keys
 from training.sweep import Sweeper, Task
+from training.train import EVALUATION_BLOCK
 
 SEARCH_VERSION = 2
 """Raised by hand when a change to layers or search makes kept results worthless."""
@@ -28,8 +29,9 @@ TRIAL_STEPS = (8, 500)
 TRIAL_FLOPS = 4e9
 """What a member should take: with less, a launch's own time would decide."""
 TRIAL_EXAMPLES = 1024
-TRIAL_TARGETS = 16
 REPEATS = 5
+SECONDS = 5.0
+"""After which a layout is not timed once more."""
 GAIN = 1.02
 """How much faster another layout must be to be preferred: smaller gains are noise."""
 PATIENCE = 2
@@ -49,7 +51,13 @@ class Found(NamedTuple):
     """Layouts that were timed for it; 0: known from an earlier search."""
 
 
-def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
+SHORT = 20.0
+"""Seconds of a sweep for which nothing is searched: compiling the layouts would take longer."""
+
+
+def find_layout(
+    task: Task, width: int = 0, microbatch: int = 0, members: int | None = None
+) -> Found:
     """The fastest layout of this task on the local devices.
 
     First the width is doubled while that pays. Then, for models that treat every example by
@@ -63,6 +71,8 @@ def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
         width: of the layout; 0 searches.
         microbatch: of the layout; 0 searches where the width is searched, too, and else means the
             whole batch.
+        members: how many there are to train. Where one at a time takes less than `SHORT` seconds
+            for all, that is the layout, and it is not kept.
 
     Raises:
         UserError: not even the smallest layout fits into memory.
@@ -85,6 +95,10 @@ def find_layout(task: Task, width: int = 0, microbatch: int = 0) -> Found:
         return times[layout]
 
     best = local_layout(width or 1, microbatch=microbatch)
+    if members is not None and not width:
+        longer = member_flops(task) / program_flops(program)
+        if members * longer * seconds(best) < SHORT:
+            return Found(best, program_flops(program) / times[best], 1)
     if not width and math.isfinite(seconds(best)):
         best = _fastest([dataclasses.replace(best, width=2**power) for power in range(11)], seconds)
     if not width and not microbatch and task.model.by_example:
@@ -114,7 +128,8 @@ def _trial(task: Task) -> Task:
     """The same task with few steps, examples and targets: what is timed."""
     small = task._replace(
         examples=task.examples.take(slice(0, TRIAL_EXAMPLES)),
-        targets=task.targets.take(slice(0, TRIAL_TARGETS)),
+        # What is evaluated at once counts for the memory.
+        targets=task.targets.take(slice(0, EVALUATION_BLOCK)),
     )
 
     def with_steps(steps: int) -> Task:
@@ -167,7 +182,7 @@ def _seconds_a_member(trial: Task, layout: Layout) -> float:
     masks = np.random.default_rng(0).random((layout.launch, len(trial.examples))) < 0.5
     sweeper.start(keys, masks).fetch()
     times = []
-    for _ in range(REPEATS):
+    while len(times) < REPEATS and sum(times) < SECONDS:
         started = time.perf_counter()
         sweeper.start(keys, masks).fetch()
         times.append(time.perf_counter() - started)

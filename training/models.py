@@ -59,9 +59,8 @@ class Model:
     """(parameters, rest, inputs) -> logits, in evaluation mode"""
     classes: int
     by_example: bool = False
-    """Known to treat every example by itself, so that a batch may be taken in pieces."""
-    keeps_state: bool = False
-    """Whether a training step changes anything but parameters (batch statistics, dropout keys)."""
+    """In training every example is treated by itself, and nothing but parameters (no batch
+    statistics, no dropout keys) changes: a batch may be taken in pieces."""
     source: str = field(default="", compare=False)
     """Source text of the user's factory module, so that a changed model is another run."""
 
@@ -99,7 +98,12 @@ def _builtin(config: ModelConfig, shape: tuple[int, ...], vocabulary: int) -> Fa
                     f"pixels; choose a common divisor of both"
                 )
             return partial(PatchTransformer, width=width or 64, depth=depth, patch=patch)
-    raise UserError(f'model.name = "{name}" reads text only; choose mlp or linear for numbers')
+    others = (
+        "cnn, resnet, transformer, mlp or linear for images"
+        if len(shape) == 3
+        else ("mlp or linear for numbers")
+    )
+    raise UserError(f'model.name = "{name}" reads text only; choose {others}')
 
 
 BUILTIN = ("linear", "mlp", "cnn", "resnet", "transformer", "bag")
@@ -164,7 +168,8 @@ def build_model(
     inputs = jax.ShapeDtypeStruct((2, *shape), jnp.int32 if vocabulary else jnp.float32)
     try:
         model = _as_functions(factory, shape, classes, jnp.dtype(config.precision))
-        keeps_state = _check_calls(model, inputs)
+        _check_calls(model, inputs)
+        by_example = not config.factory or _is_by_example(model, inputs, vocabulary)
     except _Unfit as error:
         raise UserError(f"{name} {error}") from error
     except UserError:
@@ -173,8 +178,7 @@ def build_model(
         raise UserError(
             f"{name} failed for inputs of shape {shape} and {classes} classes: {reason(error)}"
         ) from error
-    by_example = not config.factory
-    return dataclasses.replace(model, by_example=by_example, keeps_state=keeps_state, source=source)
+    return dataclasses.replace(model, by_example=by_example, source=source)
 
 
 class _Unfit(Exception):
@@ -234,11 +238,8 @@ def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
     return jax.tree.map(cast, tree)
 
 
-def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> bool:
-    """Trace both modes, without computing: logits of the right shape, a stable state.
-
-    Returns whether there is any state beside the parameters.
-    """
+def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> None:
+    """Trace both modes, without computing: logits of the right shape, a stable state."""
     parameters, rest = jax.eval_shape(model.init, jax.random.key(0))
     if not jax.tree.leaves(parameters):
         raise _Unfit("has no nnx.Param, so there is nothing to train")
@@ -251,18 +252,59 @@ def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> bool:
             )
     if jax.tree.map(_shape_and_dtype, after) != jax.tree.map(_shape_and_dtype, rest):
         raise _Unfit("changes the shape or dtype of a variable while it is called")
+    made_alike = _same_each_time(model.init, jax.random.key(0))
+    if not (made_alike and _same_each_time(model.apply_train, parameters, rest, inputs)):
+        raise _Unfit(
+            "computes something else each time it is made or called, so it reads or changes Python "
+            "state (a counter, numpy's random numbers) or holds a jax array that is no "
+            "nnx.Variable; use nnx.Variable and nnx.Rngs, made in __init__"
+        )
+
+
+def _same_each_time(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether two traces of a function are the same program."""
     # A new function each time, since JAX keeps the trace of one that it knows.
     once, again = (
-        jax.make_jaxpr(lambda *arguments: model.apply_train(*arguments))(parameters, rest, inputs)
-        for _ in range(2)
+        jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments) for _ in range(2)
     )
-    same = map(np.array_equal, once.consts, again.consts)
-    if str(once) != str(again) or not all(same):
+    return str(once) == str(again) and all(map(np.array_equal, once.consts, again.consts))
+
+
+def _is_by_example(model: Model, inputs: jax.ShapeDtypeStruct, vocabulary: int) -> bool:
+    """Whether examples are treated one by one in training, seen on random numbers.
+
+    In evaluation they must be: a target's output may not depend on the others.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(like: Any) -> np.ndarray:
+        if vocabulary and like is inputs:
+            return rng.integers(1, vocabulary, inputs.shape).astype(inputs.dtype)
+        return rng.normal(size=like.shape).astype(like.dtype)
+
+    # Not the initial parameters, since those of a last layer may be zero.
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
+    parameters = jax.tree.map(draw, shapes)
+    _, rest = jax.jit(model.init)(jax.random.key(0))
+
+    @jax.jit
+    def of_first(batch: Inputs) -> tuple[Array, Array]:
+        trained, _ = model.apply_train(parameters, rest, batch)
+        return trained[0], model.apply(parameters, rest, batch)[0]
+
+    batch, other = draw(inputs), draw(inputs)
+    other[0] = batch[0]
+    trained, evaluated = map(_near, of_first(batch), of_first(other))
+    if not evaluated:
         raise _Unfit(
-            "computes something else each time it is called, so it reads or changes Python state "
-            "(a counter, numpy's random numbers); use nnx.Variable and nnx.Rngs, made in __init__"
+            "lets the logits of an example depend on the others of its batch in evaluation, too; "
+            "use nnx.BatchNorm or another layer that does so in training only"
         )
-    return bool(jax.tree.leaves(rest))
+    return trained and not jax.tree.leaves(rest)
+
+
+def _near(one: Array, other: Array) -> bool:
+    return np.allclose(one, other, rtol=1e-3, atol=1e-3 * float(np.abs(one).max()), equal_nan=True)
 
 
 def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:

@@ -1,7 +1,9 @@
 """Where members run. The only module that names devices, `pmap` or meshes."""
 
+import contextlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
+
+from training.errors import UserError, reason
+
+LESS_MEMORY = "lower optim.batch_size, model.width or sweep.width, or set sweep.microbatch"
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Layout:
         return f"{len(self.devices)} {self.device_kind} device(s), {together} on each{pieces}"
 
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
 class Memory(NamedTuple):
     """Bytes on one device."""
 
@@ -48,6 +57,8 @@ class Memory(NamedTuple):
     """By a launch and the results of the one before, beside the data that all members share."""
     free: int | None
     """None where the device does not say."""
+    data: int
+    """What all members share, which is on the device already."""
 
 
 def use_all_cores() -> None:
@@ -58,9 +69,25 @@ def use_all_cores() -> None:
     `JAX_NUM_CPU_DEVICES` is respected.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-        cores = len(affinity(0)) if affinity else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", usable_cores())
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; a container's share is rounded up."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    match _control_group("cpu.max"):
+        case [quota, period] if quota != "max":
+            return min(cores, math.ceil(int(quota) / int(period)))
+    return cores
+
+
+def _control_group(name: str) -> list[str]:
+    """Words of a limit that a container has (Linux's control groups, version 2); [] if none."""
+    try:
+        return (CONTROL_GROUP / name).read_text().split()
+    except OSError:
+        return []
 
 
 def keep_compiled_programs(folder: Path) -> None:
@@ -77,6 +104,21 @@ def local_layout(width: int, count: int | None = None, microbatch: int = 0) -> L
     return Layout(tuple(jax.local_devices()[:count]), width, microbatch)
 
 
+@contextlib.contextmanager
+def _short_of_memory() -> Iterator[None]:
+    """Make the refusal of a device or of the host one line.
+
+    Raises:
+        UserError: in place of its error.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"out of memory ({reason(error)}); {LESS_MEMORY}") from error
+
+
 @dataclass(frozen=True)
 class Launched:
     """Members that are being computed."""
@@ -85,8 +127,13 @@ class Launched:
     count: int
 
     def fetch(self) -> PyTree:
-        """Wait for them; every array on the host, with a leading axis of members."""
-        fetched = [jax.device_get(result) for result in self.results]
+        """Wait for them; every array on the host, with a leading axis of members.
+
+        Raises:
+            UserError: a device ran out of memory.
+        """
+        with _short_of_memory():
+            fetched = [jax.device_get(result) for result in self.results]
 
         def joined(*parts: np.ndarray) -> np.ndarray:
             return np.concatenate([p.reshape(-1, *p.shape[2:]) for p in parts])[: self.count]
@@ -133,7 +180,8 @@ class MemberProgram:
         mesh = jax.sharding.Mesh(np.array(layout.devices), ("devices",))
         self._by_device = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._shared = jax.device_put(leaves, everywhere)
+        with _short_of_memory():
+            self._shared = jax.device_put(leaves, everywhere)
         self._own = tuple(
             jax.ShapeDtypeStruct((len(layout.devices), layout.width, *one.shape), one.dtype)
             for one in own
@@ -142,24 +190,30 @@ class MemberProgram:
 
     @cached_property
     def _compiled(self) -> jax.stages.Compiled:
-        return self._mapped.lower(self._shared, self._own).compile()
+        with _short_of_memory():
+            return self._mapped.lower(self._shared, self._own).compile()
 
     def memory(self) -> Memory:
         """What a launch needs, as the compiler counts it, and what is free."""
         stats: Any = self._compiled.memory_analysis()
         needed = stats.temp_size_in_bytes + 2 * stats.output_size_in_bytes
-        return Memory(needed, _free_bytes(self.layout))
+        return Memory(needed, free_bytes(self.layout), sum(part.nbytes for part in self._shared))
 
     def start(self, *own: np.ndarray) -> Launched:
-        """Begin to compute members; every array has a leading axis of members."""
+        """Begin to compute members; every array has a leading axis of members.
+
+        Raises:
+            UserError: a device ran out of memory.
+        """
         count = len(own[0])
         filled = np.minimum(np.arange(count + -count % self.layout.launch), count - 1)
         launches = filled.reshape(-1, len(self.layout.devices), self.layout.width)
         placed = (jax.device_put(tuple(x[rows] for x in own), self._by_device) for rows in launches)
-        return Launched([self._compiled(self._shared, arrays) for arrays in placed], count)
+        with _short_of_memory():
+            return Launched([self._compiled(self._shared, arrays) for arrays in placed], count)
 
 
-def _free_bytes(layout: Layout) -> int | None:
+def free_bytes(layout: Layout) -> int | None:
     """Free memory of one device; CPU devices share what the machine has left."""
     stats = layout.devices[0].memory_stats()
     if stats is not None:
@@ -168,4 +222,8 @@ def _free_bytes(layout: Layout) -> int | None:
     if layout.devices[0].platform != "cpu" or not meminfo.exists():
         return None
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0]) // len(layout.devices)
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    limit, used = _control_group("memory.max"), _control_group("memory.current")
+    if limit and used and limit != ["max"]:
+        free = min(free, int(limit[0]) - int(used[0]))
+    return free // len(layout.devices)

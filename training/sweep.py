@@ -16,9 +16,22 @@ from training.errors import UserError
 from training.examples import Examples
 from training.models import Model
 from training.outputs import OutputFunction
-from training.parallel import Launched, Layout, MemberProgram, Memory
+from training.parallel import (
+    LESS_MEMORY,
+    Launched,
+    Layout,
+    MemberProgram,
+    Memory,
+    free_bytes,
+)
 from training.seeds import root_key, training_keys
-from training.train import Recipe, all_finite, make_evaluate, make_train
+from training.train import (
+    EVALUATION_BLOCK,
+    Recipe,
+    all_finite,
+    make_evaluate,
+    make_train,
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,8 @@ class Sweeper:
         packed = jax.ShapeDtypeStruct((math.ceil(len(task.examples) / 8),), jnp.uint8)
         key = jax.ShapeDtypeStruct((2,), jnp.uint32)
         shared = _Shared(task.examples, task.targets)
+        parameters, _ = jax.eval_shape(task.model.init, jax.random.key(0))
+        self._parameter_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(parameters))
         self._program = MemberProgram(
             _make_member(task, layout.microbatch), layout, shared, key, packed
         )
@@ -119,15 +134,20 @@ class Sweeper:
         Raises:
             UserError: it does not fit.
         """
-        memory, layout = self._program.memory(), self.layout
-        if memory.free is not None and memory.needed > memory.free:
+        # Parameters and their gradient alone: the compiler does not survive far too large ones.
+        self._require(2 * self.layout.width * self._parameter_bytes, free_bytes(self.layout))
+        memory = self._program.memory()
+        self._require(memory.needed, memory.free)
+        return memory
+
+    def _require(self, needed: int, free: int | None) -> None:
+        layout = self.layout
+        if free is not None and needed > free:
             raise UserError(
                 f"training {layout.width} member(s) at a time on each of {len(layout.devices)} "
-                f"{layout.device_kind} device(s) needs {memory.needed / 1e9:.2f} GB a device "
-                f"beside the data, but {memory.free / 1e9:.2f} GB is free; lower "
-                f"optim.batch_size, model.width or sweep.width, or set sweep.microbatch"
+                f"{layout.device_kind} device(s) needs {needed / 1e9:.2f} GB a device "
+                f"beside the data, but {free / 1e9:.2f} GB is free; {LESS_MEMORY}"
             )
-        return memory
 
     def made_on(self) -> dict[str, Any]:
         """Where this program runs, for the done-records."""
@@ -149,7 +169,9 @@ def _make_member(task: Task, microbatch: int) -> Callable[..., tuple[Array, Arra
         mask = jnp.unpackbits(packed, count=count).astype(bool)
         train = make_train(task.recipe, task.model, shared.examples, microbatch)
         state = train(jax.random.wrap_key_data(key), mask)
-        evaluate = make_evaluate(task.recipe, task.model, shared.targets, task.output)
+        # Where pieces of a batch are what fits, more targets at once would not.
+        block = microbatch or EVALUATION_BLOCK
+        evaluate = make_evaluate(task.recipe, task.model, shared.targets, task.output, block)
         outputs = evaluate(state).astype(jnp.float32)
         finite = all_finite(state) & jnp.isfinite(outputs).all()
         status = jnp.where(mask.any(), Status.OK.value, Status.EMPTY_MASK.value)

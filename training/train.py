@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from training.augment import augment
 from training.examples import Examples, Normaliser
@@ -49,8 +49,8 @@ Evaluate = Callable[[State], Float[Array, " outputs"]]
 # Not 0 or 1, which are what a split into two gives.
 AUGMENT_TAG = 2
 
-# Targets evaluated at once, per member: bounds the memory of the activations.
 EVALUATION_BLOCK = 256
+"""Targets evaluated at once, per member: bounds the memory of the activations."""
 
 
 def visit_order(
@@ -61,7 +61,9 @@ def visit_order(
     Every kept example is visited equally often, within one (the last epoch may be cut short,
     and then holds a random part). A dropped example never appears unless the mask is empty.
     The order is a function of key and mask alone and is computed without any shape that depends
-    on how many examples are kept, so it can be vmapped over masks.
+    on how many examples are kept, so it can be vmapped over masks. An example's place in an epoch
+    is drawn for that example: with the same key, whole epochs of two masks have the examples that
+    both keep in the same order.
     """
     order_key, shuffle_key = jax.random.split(key)
     # A first random order of the kept examples decides who is in the last, cut epoch.
@@ -71,8 +73,12 @@ def visit_order(
     position = jnp.arange(visits, dtype=jnp.int32)
     epoch = position // kept
     example = kept_first[position % kept]
+
+    def drawn_for(epoch: Int[Array, ""], example: Int[Array, ""]) -> UInt32[Array, ""]:
+        return jax.random.bits(jax.random.fold_in(jax.random.fold_in(shuffle_key, epoch), example))
+
     # Sorting by (epoch, random) shuffles within each epoch.
-    shuffle = jax.random.bits(shuffle_key, (visits,))
+    shuffle = jax.vmap(drawn_for)(epoch, example)
     return jax.lax.sort((epoch, shuffle, example), num_keys=2)[2]
 
 
@@ -134,14 +140,18 @@ def make_train(recipe: Recipe, model: Model, examples: Examples, microbatch: int
 
 
 def make_evaluate(
-    recipe: Recipe, model: Model, targets: Examples, output: OutputFunction
+    recipe: Recipe,
+    model: Model,
+    targets: Examples,
+    output: OutputFunction,
+    block: int = EVALUATION_BLOCK,
 ) -> Evaluate:
     """`evaluate(state) -> outputs (t,)`, one number a target, in blocks of targets.
 
     An output that gives k numbers a target, shape (b, k), yields t * k numbers, target by target.
     """
     count = len(targets)
-    block = min(EVALUATION_BLOCK, count)
+    block = min(block, count)
     padding = -count % block
 
     def blocks(array: Array | np.ndarray) -> Array:
