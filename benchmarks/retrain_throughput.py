@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from jaxtyping import Int
 from torch_retraining import (
     CLASSES,
@@ -25,6 +24,7 @@ from torch_retraining import (
     Processes,
     as_data,
     one_process,
+    product_flops,
     seconds,
     stacked,
 )
@@ -96,9 +96,7 @@ def gemm_peak() -> float:
     square = product(square)  # now on the devices: a copy to them is no part of the peak
     jax.block_until_ready(product(square))
     ours = min(seconds(lambda: jax.block_until_ready(product(square))) for _ in range(20))
-    other = torch.ones(size, size)
-    theirs = min(seconds(lambda: other @ other) for _ in range(20))
-    return 2 * size**3 * max(len(devices) / ours, 1 / theirs)
+    return max(2 * size**3 * len(devices) / ours, product_flops(size))
 
 
 def best_stack(case: Case, data: Data) -> int:

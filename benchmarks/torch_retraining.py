@@ -265,3 +265,9 @@ def seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def product_flops(size: int) -> float:
+    """FLOP a second of a square float32 product with all threads; the best of several."""
+    square = torch.ones(size, size)
+    return 2 * size**3 / min(seconds(lambda: square @ square) for _ in range(20))
