@@ -59,7 +59,7 @@ def test_the_command_line_wins_over_the_file():
         ("[optim]\nsteps = 0", r"optim.steps = 0 must be at least 1"),
         ("[optim]\nlearning_rate = inf", r"optim.learning_rate = inf must be above 0 and finite"),
         ("[optim]\nmomentum = nan", r"optim.momentum = nan must be at least 0"),
-        ("[data]\nlength = 0", r"data.length = 0 must be at least 1"),
+        ("[data]\nlength = 0", r"data.length = 0 must be from 1 to 65536"),
         ("[data]\nvocabulary = 15", r"data.vocabulary = 15 must be at least 16"),
         ("[sweep]\nseed = 4294967296", r"sweep.seed = 4294967296 must be at least 0 and below"),
     ],

@@ -14,6 +14,7 @@ from PIL import Image
 from influence import progress
 from influence.cli import STAGES, main
 from influence.config import read_config
+from training import layouts
 from training.bank import Arm
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
@@ -317,7 +318,17 @@ def test_a_table_of_texts_of_ones_own(tmp_path, capfd, model):
     assert main(["report", str(run)]) == 0
 
 
-def test_the_layout_is_found_once_and_read_ever_after(tmp_path, capsys):
+def test_a_short_sweep_takes_one_member_at_a_time(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["--sweep.members", "24", "--fit.held-out", "8", "--sweep.width", "0"]
+    assert main(["sweep", SMOKE, "--out", str(run), *words]) == 0
+    said = capsys.readouterr().err
+    assert "one member on each (the sweep is too short for a search; " in said
+    assert read_config(run / "config.toml").sweep.width == 1
+
+
+def test_the_layout_is_found_once_and_read_ever_after(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(layouts, "SHORT", 0.0)
     run = tmp_path / "run"
     words = ["sweep", SMOKE, "--out", str(run), "--sweep.members", "24", "--fit.held-out", "8"]
     assert main([*words, "--sweep.width", "0"]) == 0

@@ -93,7 +93,8 @@ def test_another_model_batch_or_given_width_is_another_search(cache):
     assert len(kept_files(cache)) == 3
 
 
-def test_a_given_width_or_microbatch_is_kept(cache):
+def test_a_given_width_or_microbatch_is_kept(cache, monkeypatch):
+    monkeypatch.setattr(layouts, "_seconds_a_member", lambda trial, layout: 1.0)
     assert find_layout(make_task(), width=2).layout == local_layout(2)
     assert find_layout(make_task(), microbatch=8).layout.microbatch == 8
 
