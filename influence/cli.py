@@ -91,10 +91,10 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
             override(Config(), ["--help"], prog)
         raise UserError(f"name a config: {prog} [--section.key VALUE ...] [--out RUN]")
     source, default_out = _config_path(Path(rest[0]))
-    dry = command == "sweep" and DRY_RUN in rest
-    if command == "run" and DRY_RUN in rest:
+    dry = DRY_RUN in rest
+    if dry and command == "run":
         raise UserError(f"{DRY_RUN} belongs to accomplice sweep, which takes the same options")
-    options = [word for word in rest[1:] if not (dry and word == DRY_RUN)]
+    options = [word for word in rest[1:] if word != DRY_RUN]
     config, out = override(read_config(source), options, prog)
     pipeline = _start()
     out = out or default_out

@@ -24,7 +24,7 @@ from influence.report import write_report
 from influence.run import Run, check_same, create, is_new, open_run, resume
 from training.bank import Arm, create_arms, open_arm
 from training.errors import UserError
-from training.sweep import Design, Sweeper, Task, sweep
+from training.sweep import Design, Sweeper, sweep
 
 
 def run_all(config: Config, out: Path) -> Run:
@@ -57,9 +57,10 @@ def sweep_stage(experiment: Experiment, out: Path) -> tuple[Run, Experiment]:
     for note in experiment.notes:
         say(f"Note: {note}")
     planned = with_layout(experiment, out)
+    sweeper = Sweeper(main_task(planned), fixed_layout(planned))
     if is_new(out):
         # What cannot fit leaves no run directory that another config would not fit, either.
-        Sweeper(main_task(planned), fixed_layout(planned)).require_memory()
+        sweeper.require_memory()
     create(out, planned, tuple(arm_specs(planned).values()))
     # Another process may have been first, with another layout.
     experiment = with_layout(experiment, out)
@@ -70,7 +71,9 @@ def sweep_stage(experiment: Experiment, out: Path) -> tuple[Run, Experiment]:
         f"Sweep: {name}": (open_arm(run.bank / name, specs[name]), design)
         for name, design in designs(experiment.config).items()
     }
-    _make_missing(run, experiment, main_task(experiment), arms)
+    if fixed_layout(experiment) != sweeper.layout:
+        sweeper = Sweeper(main_task(experiment), fixed_layout(experiment))
+    _make_missing(run, experiment, sweeper, arms)
     return run, experiment
 
 
@@ -117,7 +120,8 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     spec, design = verification.planned(run, experiment)
     create_arms(run.verification, [spec])
     arms = {"Verify by retraining": (open_arm(run.verification / spec.name, spec), design)}
-    _make_missing(run, experiment, verification.task(experiment), arms)
+    sweeper = Sweeper(verification.task(experiment), fixed_layout(experiment))
+    _make_missing(run, experiment, sweeper, arms)
     found = verification.measure(run, experiment)
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
@@ -139,13 +143,12 @@ def report_stage(run: Run, experiment: Experiment) -> None:
 
 
 def _make_missing(
-    run: Run, experiment: Experiment, task: Task, arms: Mapping[str, tuple[Arm, Design]]
+    run: Run, experiment: Experiment, sweeper: Sweeper, arms: Mapping[str, tuple[Arm, Design]]
 ) -> None:
     """Retrain what the arms lack, each with a progress bar; compiled once for all of them."""
     missing = [title for title, (arm, _) in arms.items() if arm.missing_units()]
     if not missing:
         return
-    sweeper = Sweeper(task, fixed_layout(experiment))
     sweeper.require_memory()
     say(f"Retraining on {sweeper.layout}")
     for title in missing:

@@ -29,21 +29,19 @@ def patches(
     """
     before = (window - 1) // 2
     after = window - 1 - before
-    height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (before, after), (before, after), (0, 0)))
     # Columns, then rows: fewer and longer copies than every shift by itself.
-    across = jnp.concatenate([padded[:, :, i : i + width] for i in range(window)])
-    return jnp.concatenate([across[:, i : i + height] for i in range(window)])
+    return _shifts(_shifts(padded, window, 2), window, 1)
 
 
-def _neighbours_across(
-    images: Float[Array, "c h w b"], window: int
-) -> Float[Array, "{window}*c h w b"]:
-    """The neighbours of every pixel in its own row; the first axis is (column offset, channel)."""
-    before = (window - 1) // 2
-    padded = jnp.pad(images, ((0, 0), (0, 0), (before, window - 1 - before), (0, 0)))
-    width = images.shape[2]
-    return jnp.concatenate([padded[:, :, i : i + width] for i in range(window)])
+def _shifts(padded: Float[Array, "c h w b"], window: int, axis: int) -> Float[Array, "wc h2 w2 b"]:
+    """The `window` parts of an axis that start at 0, 1, ..., one after the other along the first.
+
+    The axis, padded before, gets shorter by `window` - 1.
+    """
+    size = padded.shape[axis] - window + 1
+    parts = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(window)]
+    return jnp.concatenate(parts)
 
 
 def _moved_down(images: Float[Array, "c h w b"], rows: int) -> Float[Array, "c h w b"]:
@@ -121,12 +119,13 @@ class Convolution(nnx.Module):
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         if not self.rows_apart:
             return _project(kernel, patches(images, self.window), bias)
-        across = _neighbours_across(images, self.window)
+        before = (self.window - 1) // 2
+        beside = (before, self.window - 1 - before)
+        across = _shifts(jnp.pad(images, ((0, 0), (0, 0), beside, (0, 0))), self.window, 2)
         # (rows of the window, columns and channels in, channels out), side by side in one product
         rows = jnp.swapaxes(kernel.reshape(self.window, len(across), -1), 0, 1)
         products = _project(rows.reshape(len(across), -1), across, None)
         parts = jnp.split(products, self.window)
-        before = (self.window - 1) // 2
         moved = (_moved_down(part, before - i) for i, part in enumerate(parts))
         convolved = reduce(jnp.add, moved)
         return convolved if bias is None else convolved + bias[:, None, None, None]

@@ -82,6 +82,7 @@ def find_layout(
     kept = _read(_file(program, width, microbatch))
     if kept is not None:
         return kept
+    flops = program_flops(program)
     times: dict[Layout, float] = {}
     refusals: list[UserError] = []
 
@@ -96,9 +97,9 @@ def find_layout(
 
     best = local_layout(width or 1, microbatch=microbatch)
     if members is not None and not width:
-        longer = member_flops(task) / program_flops(program)
+        longer = member_flops(task) / flops
         if members * longer * seconds(best) < SHORT:
-            return Found(best, program_flops(program) / times[best], 1)
+            return Found(best, flops / times[best], 1)
     if not width and math.isfinite(seconds(best)):
         best = _fastest([dataclasses.replace(best, width=2**power) for power in range(11)], seconds)
     if not width and not microbatch and task.model.by_example:
@@ -106,7 +107,7 @@ def find_layout(
         best = _fastest([dataclasses.replace(best, microbatch=one) for one in pieces], seconds)
     if math.isinf(seconds(best)):
         raise refusals[-1]
-    found = Found(best, program_flops(program) / times[best], len(times))
+    found = Found(best, flops / times[best], len(times))
     kept_text = {"width": best.width, "microbatch": best.microbatch, "flops": found.flops}
     # Also for those who ask later with what was found, as a run does that has fixed it.
     for asked in {(width, microbatch), (best.width, best.microbatch)}:

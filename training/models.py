@@ -101,7 +101,7 @@ def _builtin(config: ModelConfig, shape: tuple[int, ...], vocabulary: int) -> Fa
     others = (
         "cnn, resnet, transformer, mlp or linear for images"
         if len(shape) == 3
-        else ("mlp or linear for numbers")
+        else "mlp or linear for numbers"
     )
     raise UserError(f'model.name = "{name}" reads text only; choose {others}')
 
