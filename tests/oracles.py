@@ -31,6 +31,22 @@ def train_linear_by_hand(kernel, bias, inputs, labels, batches, optim):
     return parameters
 
 
+def convolution(kernel, images):
+    """The 3x3 "SAME" convolution in the dtype of its arguments; images are (c, h, w, b)."""
+    channels, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    weights = kernel.reshape(3, 3, channels, -1)
+    return sum(
+        np.einsum(
+            "cd,chwb->dhwb",
+            weights[row, column],
+            padded[:, row : row + height, column : column + width],
+        )
+        for row in range(3)
+        for column in range(3)
+    )
+
+
 def lasso_relative_gap(masks, outputs, weights, lam):
     """(primal - dual) / (half the output variance), from the raw data, one target at a time."""
     count = len(masks)

@@ -19,6 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from training.winograd import ROWS as WINOGRAD_ROWS
+from training.winograd import convolve_winograd
+
 
 def patches(
     images: Float[Array, "c h w b"], window: int
@@ -42,13 +45,6 @@ def _shifts(padded: Float[Array, "c h w b"], window: int, axis: int) -> Float[Ar
     size = padded.shape[axis] - window + 1
     parts = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(window)]
     return jnp.concatenate(parts)
-
-
-def _moved_down(images: Float[Array, "c h w b"], rows: int) -> Float[Array, "c h w b"]:
-    """The images `rows` rows lower (negative: higher), zero where nothing came."""
-    height = images.shape[1]
-    padded = jnp.pad(images, ((0, 0), (max(rows, 0), max(-rows, 0)), (0, 0), (0, 0)))
-    return padded[:, max(-rows, 0) :][:, :height]
 
 
 def mean_pool(images: Float[Array, "c h w b"], window: int) -> Float[Array, "c h2 w2 b"]:
@@ -93,10 +89,7 @@ def _project(
 class Convolution(nnx.Module):
     """A square "SAME" convolution of stride 1, as patches times a matrix.
 
-    With `rows_apart`, every row of the window has its own product, and their sum is left to
-    whatever reads it: a quarter of the copies, and the sum may never be in memory. That is faster
-    for many channels where one elementwise reader follows, and slower where several do (a
-    normalisation).
+    On CPU, where Winograd's algorithm does the same with half the products, by that.
     """
 
     def __init__(
@@ -106,29 +99,38 @@ class Convolution(nnx.Module):
         window: int,
         *,
         use_bias: bool = True,
-        rows_apart: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.window, self.rows_apart = window, rows_apart
+        self.window = window
         shape = (window * window * channels_in, channels_out)
         self.kernel = nnx.Param(jax.nn.initializers.he_normal()(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(channels_out)) if use_bias else None
 
     def __call__(self, images: Float[Array, "c h w b"]) -> Float[Array, "d h w b"]:
         """Convolve a batch of images."""
-        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
-        if not self.rows_apart:
-            return _project(kernel, patches(images, self.window), bias)
-        before = (self.window - 1) // 2
-        beside = (before, self.window - 1 - before)
-        across = _shifts(jnp.pad(images, ((0, 0), (0, 0), beside, (0, 0))), self.window, 2)
-        # (rows of the window, columns and channels in, channels out), side by side in one product
-        rows = jnp.swapaxes(kernel.reshape(self.window, len(across), -1), 0, 1)
-        products = _project(rows.reshape(len(across), -1), across, None)
-        parts = jnp.split(products, self.window)
-        moved = (_moved_down(part, before - i) for i, part in enumerate(parts))
-        convolved = reduce(jnp.add, moved)
-        return convolved if bias is None else convolved + bias[:, None, None, None]
+        by_patches = partial(convolve_patches, window=self.window)
+        kernel = self.kernel[...]
+        if self.window == 3 and _suits_winograd(images):
+            # Products of accelerators round float32 inputs, which Winograd's sums would magnify.
+            convolved = jax.lax.platform_dependent(
+                kernel, images, cpu=convolve_winograd, default=by_patches
+            )
+        else:
+            convolved = by_patches(kernel, images)
+        return convolved if self.bias is None else convolved + self.bias[...][:, None, None, None]
+
+
+def _suits_winograd(images: Float[Array, "c h w b"]) -> bool:
+    """Whether its sums over rows and channels take less than the products that they save."""
+    channels, height = images.shape[:2]
+    return images.dtype == jnp.float32 and channels >= 8 and height >= WINOGRAD_ROWS
+
+
+def convolve_patches(
+    kernel: Float[Array, "wwc d"], images: Float[Array, "c h w b"], window: int
+) -> Float[Array, "d h w b"]:
+    """The convolution as one product; the kernel's first axis is that of `patches`."""
+    return _project(kernel, patches(images, window), None)
 
 
 Statistic = Float[Array, "c b"]
@@ -170,13 +172,11 @@ def _group_norm_forward(
     groups: int,
     epsilon: float,
 ) -> tuple[Float[Array, "c h w b"], tuple]:
-    channels, _, _, batch = images.shape
-    grouped = images.astype(jnp.float32).reshape(groups, -1, batch)
-    mean = grouped.mean(1)
-    variance = jnp.maximum(jnp.square(grouped).mean(1) - jnp.square(mean), 0)
-    size = channels // groups
-    inverse = jnp.repeat(jax.lax.rsqrt(variance + epsilon), size, axis=0)
-    mean = jnp.repeat(mean, size, axis=0)
+    # Sums over pixels first: in another shape the images would be in memory once more.
+    wide = images.astype(jnp.float32)
+    mean = _mean_over_group(wide.mean((1, 2)), groups)
+    squares = _mean_over_group(jnp.square(wide).mean((1, 2)), groups)
+    inverse = jax.lax.rsqrt(jnp.maximum(squares - jnp.square(mean), 0) + epsilon)
     factor = scale.astype(jnp.float32)[:, None] * inverse
     shift = bias.astype(jnp.float32)[:, None] - factor * mean
     return _times(images, factor) + _broad(shift, images), (images, scale, mean, inverse)
@@ -186,23 +186,25 @@ def _group_norm_backward(
     groups: int, epsilon: float, saved: tuple, gradient: Float[Array, "c h w b"]
 ) -> tuple[Float[Array, "c h w b"], Float[Array, " c"], Float[Array, " c"]]:
     images, scale, mean, inverse = saved
-    channels, height, width, batch = images.shape
     wide = gradient.astype(jnp.float32)
     sums = wide.sum((1, 2))
     # Of the gradient times the normalised images.
     products = ((wide * images.astype(jnp.float32)).sum((1, 2)) - mean * sums) * inverse
 
-    def mean_over_group(values: Statistic) -> Statistic:
-        size = channels // groups
-        means = values.reshape(groups, size, batch).sum(1) / (size * height * width)
-        return jnp.repeat(means, size, axis=0)
-
     columns = scale.astype(jnp.float32)[:, None]
-    slope = -jnp.square(inverse) * mean_over_group(columns * products)
-    offset = -slope * mean - inverse * mean_over_group(columns * sums)
+    pixels = images[0, :, :, 0].size
+    slope = -jnp.square(inverse) * _mean_over_group(columns * products / pixels, groups)
+    offset = -slope * mean - inverse * _mean_over_group(columns * sums / pixels, groups)
     through = _times(gradient, columns * inverse)
     of_images = through + _times(images, slope) + _broad(offset, images)
     return of_images, products.sum(1).astype(scale.dtype), sums.sum(1).astype(scale.dtype)
+
+
+def _mean_over_group(values: Statistic, groups: int) -> Statistic:
+    """The mean of a group of channels, for each of its channels."""
+    channels, batch = values.shape
+    means = values.reshape(groups, -1, batch).mean(1)
+    return jnp.repeat(means, channels // groups, axis=0)
 
 
 def _broad(statistic: Statistic, images: Float[Array, "c h w b"]) -> Float[Array, "c 1 1 b"]:

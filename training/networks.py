@@ -57,7 +57,7 @@ class CNN(nnx.Module):
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, *, rngs: nnx.Rngs):
         height, columns, channels = shape
         self.first = Convolution(channels, width, 3, rngs=rngs)
-        self.second = Convolution(width, 2 * width, 3, rows_apart=True, rngs=rngs)
+        self.second = Convolution(width, 2 * width, 3, rngs=rngs)
         self.output = nnx.Linear((height // 4) * (columns // 4) * 2 * width, classes, rngs=rngs)
 
     def __call__(self, inputs: Inputs) -> Logits:
