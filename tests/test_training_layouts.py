@@ -275,23 +275,23 @@ def test_flops_of_a_network_with_hidden_units():
 
 
 def test_flops_of_a_convolution_do_not_depend_on_how_it_is_written():
-    """flax's own convolutions, which XLA has an operation for, against patches."""
-    ours = make_task("cnn", width=4)
+    """flax's own convolutions, which XLA has an operation for, against patches and Winograd's."""
+    ours = make_task("cnn", width=8)
     flax = build_model(ModelConfig(factory=f"{__name__}:convolutions"), (8, 8, 1), CLASSES)
     more = ours._replace(targets=ours.examples.take(slice(0, TARGETS + 10)))
     forward = [
         member_flops(more._replace(model=model)) - member_flops(ours._replace(model=model))
         for model in (ours.model, flax)
     ]
-    products = 9 * 4 * 8 * 8 + 9 * 4 * 8 * 4 * 4 + 2 * 2 * 8 * CLASSES
+    products = 9 * 8 * 8 * 8 + 9 * 8 * 16 * 4 * 4 + 2 * 2 * 16 * CLASSES
     assert forward == [10 * 2 * products] * 2
 
 
 class Convolutions(nnx.Module):
     def __init__(self, shape, classes, *, rngs):
-        self.first = nnx.Conv(1, 4, (3, 3), rngs=rngs)
-        self.second = nnx.Conv(4, 8, (3, 3), rngs=rngs)
-        self.output = nnx.Linear(2 * 2 * 8, classes, rngs=rngs)
+        self.first = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.second = nnx.Conv(8, 16, (3, 3), rngs=rngs)
+        self.output = nnx.Linear(2 * 2 * 16, classes, rngs=rngs)
 
     def __call__(self, inputs):
         hidden = self.first(inputs)[:, ::2, ::2]

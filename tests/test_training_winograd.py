@@ -28,7 +28,7 @@ def by_patches(kernel, images):
     return convolve_patches(kernel, images, 3)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     size=st.tuples(st.integers(1, 9), st.integers(1, 6)),

@@ -75,7 +75,8 @@ def visit_order(
     example = kept_first[position % kept]
 
     def drawn_for(epoch: Int[Array, ""], example: Int[Array, ""]) -> UInt32[Array, ""]:
-        return jax.random.bits(jax.random.fold_in(jax.random.fold_in(shuffle_key, epoch), example))
+        # One number for the pair. It may wrap around, and be that of another epoch's visit then.
+        return jax.random.bits(jax.random.fold_in(shuffle_key, epoch * len(mask) + example))
 
     # Sorting by (epoch, random) shuffles within each epoch.
     shuffle = jax.vmap(drawn_for)(epoch, example)
