@@ -25,3 +25,6 @@ def private_caches(tmp_path_factory):
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     os.environ["ACCOMPLICE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    # Many tests compile the same program.
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
