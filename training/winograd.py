@@ -6,9 +6,9 @@ Neural Networks", section 4.3, whose matrices these are. Along the columns the w
 neighbours side by side, in the same product. In two dimensions it would be a quarter of the
 multiplications, and slower on CPU: the sums then take longer than the products.
 
-The products are exact to about 1e-6 of the largest output in float32; with inputs of less precision
-(bfloat16, or the float32 products of accelerators, which round their inputs) the error is several
-times that of the direct sum.
+In float32 the result is within about 2e-6 of its largest entry. Inputs of less precision (bfloat16,
+or the float32 products of accelerators, which round what they read) would lose several times what
+the direct sum loses.
 """
 
 from collections.abc import Sequence
