@@ -36,6 +36,8 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 
 STAGES = ("fit", "audit", "verify", "report")
 DRY_RUN = "--dry-run"
+INTERRUPTED = (130, 143)
+"""Exit codes."""
 
 
 class _Terminated(BaseException):
@@ -61,6 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = shlex.join(["accomplice", *words])
         print(f"Interrupted; what was finished is kept. To go on: {again}", file=sys.stderr)
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
+
+
+def command() -> None:
+    """Run one command as this process, and end it with its exit code."""
+    code = main()
+    if code in INTERRUPTED:
+        # Members may still be in training, and taking the interpreter down under them can crash it.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -153,4 +165,4 @@ def _start() -> ModuleType:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -199,3 +199,19 @@ def test_a_reader_that_leaves_early_is_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_an_interruption_ends_the_process_while_members_are_in_training():
+    code = (
+        "import jax, jax.numpy as jnp\n"
+        "from influence import cli\n"
+        "def interrupted(words):\n"
+        "    x = jnp.ones((600, 600))\n"
+        "    jax.jit(lambda x: jax.lax.fori_loop(0, 400, lambda i, y: jnp.tanh(y @ x), x))(x)\n"
+        "    raise KeyboardInterrupt\n"
+        "cli._dispatch = interrupted\n"
+        "cli.command()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("Interrupted; what was finished is kept.")
