@@ -37,7 +37,7 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 STAGES = ("fit", "audit", "verify", "report")
 DRY_RUN = "--dry-run"
 INTERRUPTED = (130, 143)
-"""Exit codes."""
+"""Exit codes of SIGINT and SIGTERM."""
 
 
 class _Terminated(BaseException):
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
 
 
-def command() -> None:
+def entry_point() -> None:
     """Run one command as this process, and end it with its exit code."""
     code = main()
     if code in INTERRUPTED:
@@ -165,4 +165,4 @@ def _start() -> ModuleType:
 
 
 if __name__ == "__main__":
-    command()
+    entry_point()

@@ -210,7 +210,7 @@ def test_an_interruption_ends_the_process_while_members_are_in_training():
         "    jax.jit(lambda x: jax.lax.fori_loop(0, 400, lambda i, y: jnp.tanh(y @ x), x))(x)\n"
         "    raise KeyboardInterrupt\n"
         "cli._dispatch = interrupted\n"
-        "cli.command()\n"
+        "cli.entry_point()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr

@@ -40,7 +40,8 @@ _OF_KERNEL = np.array(
         [1 / 24, 1 / 12, 1 / 6],
         [1 / 24, -1 / 12, 1 / 6],
         [0, 0, 1],
-    ]
+    ],
+    np.float32,
 )
 _OF_OUTPUT = np.array(
     [
@@ -71,7 +72,7 @@ def convolve_winograd(kernel: Kernel, images: Images) -> Float[Array, "d h w b"]
 def _forward(kernel: Kernel, images: Images) -> tuple[Float[Array, "d h w b"], tuple]:
     height, width, batch = images.shape[1:]
     by_row = kernel.reshape(3, -1, kernel.shape[1])
-    kernels = jnp.einsum("kr,rcd->kcd", jnp.asarray(_OF_KERNEL, kernel.dtype), by_row)
+    kernels = jnp.einsum("kr,rcd->kcd", _OF_KERNEL, by_row)
     tiles = _neighbours(_input_tiles(images))
     products = jnp.einsum("kcd,kcn->kdn", kernels, tiles)
     products = products.reshape(*products.shape[:2], -1, width, batch)
@@ -88,7 +89,7 @@ def _backward(saved: tuple, gradient: Float[Array, "d h w b"]) -> tuple[Kernel, 
     products = jnp.stack([_combined(weights, by_tile) for weights in _OF_OUTPUT.T])
     products = products.reshape(6, channels_out, -1)
     of_kernels = jnp.einsum("kcn,kdn->kcd", tiles, products)
-    of_kernel = jnp.einsum("kr,kcd->rcd", jnp.asarray(_OF_KERNEL, kernels.dtype), of_kernels)
+    of_kernel = jnp.einsum("kr,kcd->rcd", _OF_KERNEL, of_kernels)
     of_tiles = jnp.einsum("kcd,kdn->kcn", kernels, products)
     of_tiles = of_tiles.reshape(6, 3, kernels.shape[1] // 3, -1, width, batch)
     return of_kernel.reshape(-1, channels_out), _of_images(of_tiles, height)
