@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -34,12 +33,13 @@ EPOCHS, BATCH_SIZE = 2, 100
 def measure(members: int, examples: int, targets: int) -> dict[str, float]:
     """Seconds and peak memory of one sweep, into a bank on disk."""
     from datamodels.design import Bernoulli
-    from training.bank import ArmSpec, create_arms, open_arm
+    from training.arm import Arm, ArmSpec
     from training.examples import Examples, fit_normaliser
     from training.models import ModelConfig, build_model
     from training.optim import OptimConfig
     from training.outputs import margin
     from training.parallel import local_layout, use_all_cores
+    from training.store import Store
     from training.sweep import Sweeper, Task, sweep
     from training.train import Recipe
 
@@ -57,11 +57,11 @@ def measure(members: int, examples: int, targets: int) -> dict[str, float]:
     sweeper = Sweeper(task, local_layout(1))
     sweeper.require_memory()
     design = Bernoulli(0.5)
-    spec = ArmSpec("main", members, examples, targets, min(64, members), 0, 0, design.describe())
+    spec = ArmSpec("main", members, examples, min(64, members), 0, 0, design.describe())
     with tempfile.TemporaryDirectory() as folder:
-        create_arms(Path(folder), [spec])
+        arm = Arm(Store(folder), spec, [targets])
         started = time.perf_counter()
-        sweep(sweeper, open_arm(Path(folder) / "main", spec), design, lambda unit, rows: None)
+        sweep(sweeper, arm, design, lambda unit, rows: None)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "peak_gb": peak / 1e9}

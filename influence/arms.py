@@ -2,12 +2,16 @@
 
 import math
 
+import numpy as np
+
 from datamodels.design import Bernoulli
 from influence.config import Config
 from influence.experiment import Experiment
-from influence.run import Run
-from training.bank import ArmSpec, Rows, open_arm
+from training.arm import ArmSpec, Rows
+from training.bank import Bank
+from training.errors import UserError
 from training.parallel import local_layout
+from training.seeds import root_key
 from training.sweep import SweepConfig, Task
 
 STREAMS = {"main": 0, "replicates": 1, "verification": 2}
@@ -42,7 +46,6 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
             name=name,
             members=members[name],
             groups=len(experiment.train),
-            targets=len(experiment.targets),
             unit=unit_size(sweep, members[name]),
             seed=sweep.seed,
             stream=STREAMS[name],
@@ -73,10 +76,19 @@ def main_task(experiment: Experiment) -> Task:
     )
 
 
-def read_arms(run: Run, experiment: Experiment) -> tuple[Rows, Rows | None]:
-    """The members of (the main arm, the replicates if there are any), each unit checked."""
-    run.require(run.bank, "sweep")
-    arms = {
-        name: open_arm(run.bank / name, spec).read() for name, spec in arm_specs(experiment).items()
-    }
+def read_arms(bank: Bank, config: Config) -> tuple[Rows, Rows | None]:
+    """The members of (the main arm, the replicates if there are any), each unit checked.
+
+    Raises:
+        UserError: units are missing or damaged, or masks are not those of the design.
+    """
+    arms = {name: bank.arm(name).read() for name in designs(config)}
+    for name, design in designs(config).items():
+        spec = bank.arm(name).spec
+        root, members = root_key(spec.seed, spec.stream), np.arange(spec.members)
+        if (design.masks(root, members, spec.groups) != arms[name].masks).any():
+            raise UserError(
+                f"{bank.store}: the masks of {name} are not those of its design, so they come from "
+                f"another version of the code or of JAX; sweep again into another --out"
+            )
     return arms["main"], arms.get("replicates")

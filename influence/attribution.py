@@ -9,7 +9,7 @@ import datamodels
 from datamodels.additive import CERTIFIED, AdditiveDatamodel
 from influence.config import FitConfig
 from influence.experiment import Targets
-from training.bank import Rows
+from training.arm import Rows
 from training.errors import UserError
 
 

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 import datamodels
 from influence.experiment import Targets
-from training.bank import Rows
+from training.arm import Rows
 
 
 class Scores(NamedTuple):

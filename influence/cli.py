@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -139,14 +139,16 @@ def _stage(command: str, rest: list[str]) -> int:
     if len(rest) != 1:
         raise UserError(f"accomplice {command} takes one run directory, got {len(rest)} words")
     pipeline = _start()
-    run, experiment = pipeline.load_experiment(Path(rest[0]))
-    stages: dict[str, Callable[..., None]] = {
-        "fit": pipeline.fit_stage,
-        "audit": pipeline.audit_stage,
-        "verify": pipeline.verify_stage,
-        "report": pipeline.report_stage,
-    }
-    stages[command](run, experiment)
+    run, experiment, bank = pipeline.load_experiment(Path(rest[0]))
+    match command:
+        case "fit":
+            pipeline.fit_stage(run, experiment, bank)
+        case "audit":
+            pipeline.audit_stage(run, experiment, bank)
+        case "verify":
+            pipeline.verify_stage(run, experiment)
+        case "report":
+            pipeline.report_stage(run, experiment)
     print(f"{command}: done, see {run.path.resolve()}")
     return 0
 

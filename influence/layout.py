@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from influence.arms import main_task, member_counts
-from influence.config import read_config
 from influence.experiment import Experiment
 from influence.progress import say
-from influence.run import existing, is_new
+from influence.run import find_bank
 from training.layouts import find_layout
 from training.parallel import Layout, local_layout
 
@@ -15,14 +14,16 @@ from training.parallel import Layout, local_layout
 def with_layout(experiment: Experiment, out: Path) -> Experiment:
     """The same experiment with a width and a microbatch.
 
-    What the config leaves open is as the run at `out` has it, or else found by a timed search.
+    What the config leaves open is as the bank of the run at `out` has it, or else found by a timed
+    search.
     """
     sweep = experiment.config.sweep
     if sweep.width:
         return experiment
-    if not is_new(out):
-        stored = read_config(existing(out).config).sweep
-        width, microbatch = stored.width, sweep.microbatch or stored.microbatch
+    bank = find_bank(experiment.config, out)
+    if bank is not None:
+        stored = bank.manifest.parts["numerics"]
+        width, microbatch = stored["width"], sweep.microbatch or stored["microbatch"]
     else:
         say("Looking for the fastest layout on this machine")
         members = sum(member_counts(experiment.config).values())

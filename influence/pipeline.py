@@ -21,66 +21,80 @@ from influence.experiment import Experiment, prepare
 from influence.layout import fixed_layout, with_layout
 from influence.progress import say, sweep_progress
 from influence.report import write_report
-from influence.run import Run, check_same, create, is_new, open_run, resume
-from training.bank import Arm, create_arms, open_arm
+from influence.run import (
+    Run,
+    bank_location,
+    check_same,
+    find_bank,
+    keep_up_to_date,
+    open_run,
+    start,
+)
+from training.arm import Arm
+from training.bank import Bank, require_space
 from training.errors import UserError
+from training.store import Store
 from training.sweep import Design, Sweeper, sweep
 
 
 def run_all(config: Config, out: Path) -> Run:
     """Everything, from examples to the report; members made before are not made again."""
-    run, experiment = sweep_stage(prepare(config), out)
-    fit_stage(run, experiment)
-    audit_stage(run, experiment)
+    run, experiment, bank = sweep_stage(prepare(config), out)
+    fit_stage(run, experiment, bank)
+    audit_stage(run, experiment, bank)
     verify_stage(run, experiment)
     report_stage(run, experiment)
     return run
 
 
-def load_experiment(path: Path) -> tuple[Run, Experiment]:
-    """The run directory at `path` and its experiment, from its own config.
+def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
+    """The run directory at `path`, its experiment from its own config, and its bank.
 
     Raises:
         UserError: there is none, or the data, code or config it came from has changed since.
     """
     run = open_run(path)
     experiment = prepare(read_config(run.config))
-    check_same(run, experiment, tuple(arm_specs(experiment).values()))
-    return run, experiment
+    bank = Bank.open(bank_location(experiment.config, path))
+    check_same(run, bank, experiment, arm_specs(experiment))
+    return run, experiment, bank
 
 
-def sweep_stage(experiment: Experiment, out: Path) -> tuple[Run, Experiment]:
+def sweep_stage(experiment: Experiment, out: Path) -> tuple[Run, Experiment, Bank]:
     """Create or resume the run directory and retrain every member that is missing.
 
-    Returns the run, and the experiment with the layout that the run has.
+    Returns the run, the experiment with the layout that the run has, and the bank.
     """
     for note in experiment.notes:
         say(f"Note: {note}")
     planned = with_layout(experiment, out)
+    specs = arm_specs(planned)
     sweeper = Sweeper(main_task(planned), fixed_layout(planned))
-    if is_new(out):
+    if find_bank(planned.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
         sweeper.require_memory()
-    create(out, planned, tuple(arm_specs(planned).values()))
+        place = Store(bank_location(planned.config, out))
+        require_space(place, list(specs.values()), len(planned.targets))
+    bank = start(out, planned, specs)
     # Another process may have been first, with another layout.
     experiment = with_layout(experiment, out)
-    specs = arm_specs(experiment)
-    run = resume(out, experiment, tuple(specs.values()))
-    create_arms(run.bank, list(specs.values()))
-    arms = {
-        f"Sweep: {name}": (open_arm(run.bank / name, specs[name]), design)
-        for name, design in designs(experiment.config).items()
-    }
+    run = Run(out)
+    check_same(run, bank, experiment, arm_specs(experiment))
+    keep_up_to_date(run, experiment, bank)
     if fixed_layout(experiment) != sweeper.layout:
         sweeper = Sweeper(main_task(experiment), fixed_layout(experiment))
+    arms = {
+        f"Sweep: {name}": (bank.arm(name), design)
+        for name, design in designs(experiment.config).items()
+    }
     _make_missing(run, experiment, sweeper, arms)
-    return run, experiment
+    return run, experiment, bank
 
 
-def fit_stage(run: Run, experiment: Experiment) -> None:
+def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     """Fit the datamodels and judge them on the held-out masks."""
     config = experiment.config
-    main, replicates = read_arms(run, experiment)
+    main, replicates = read_arms(bank, config)
     say(f"Fitting datamodels of {len(experiment.targets)} targets")
     parts = attribution.divide(main, config.fit)
     model = attribution.fit(parts, config.fit)
@@ -90,13 +104,13 @@ def fit_stage(run: Run, experiment: Experiment) -> None:
     run.replace_audit(fit=summary | {"seeds": config.sweep.seeds})
 
 
-def audit_stage(run: Run, experiment: Experiment) -> None:
+def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     """Score and rank the training examples, and flag the first of the rank."""
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
-    main, _ = read_arms(run, experiment)
-    model, _ = load_datamodel(run)
     config = experiment.config
+    main, _ = read_arms(bank, config)
+    model, _ = load_datamodel(run)
     scores = score(
         main.take(main.usable),
         model.weights,
@@ -117,9 +131,9 @@ def audit_stage(run: Run, experiment: Experiment) -> None:
 def verify_stage(run: Run, experiment: Experiment) -> None:
     """Retrain without the flagged examples and without random ones; then score detection."""
     run.require(run.scores, "audit")
-    spec, design = verification.planned(run, experiment)
-    create_arms(run.verification, [spec])
-    arms = {"Verify by retraining": (open_arm(run.verification / spec.name, spec), design)}
+    planned = verification.planned(run, experiment)
+    bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
+    arms = {"Verify by retraining": (bank.arm(verification.ARM), planned.design)}
     sweeper = Sweeper(verification.task(experiment), fixed_layout(experiment))
     _make_missing(run, experiment, sweeper, arms)
     found = verification.measure(run, experiment)
@@ -146,7 +160,7 @@ def _make_missing(
     run: Run, experiment: Experiment, sweeper: Sweeper, arms: Mapping[str, tuple[Arm, Design]]
 ) -> None:
     """Retrain what the arms lack, each with a progress bar; compiled once for all of them."""
-    missing = [title for title, (arm, _) in arms.items() if arm.missing_units()]
+    missing = [title for title, (arm, _) in arms.items() if arm.unfinished_units()]
     if not missing:
         return
     sweeper.require_memory()

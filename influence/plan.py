@@ -6,8 +6,9 @@ from influence.arms import arm_specs, main_task
 from influence.experiment import Experiment
 from influence.layout import fixed_layout, with_layout
 from influence.progress import duration
-from influence.run import check_same, is_new, open_run
-from training.bank import ArmSpec, open_arm
+from influence.run import Run, bank_location, check_same, find_bank
+from training.arm import ArmSpec
+from training.bank import Bank
 from training.cost import member_flops
 from training.layouts import find_layout
 from training.parallel import Memory
@@ -23,16 +24,16 @@ def plan(experiment: Experiment, out: Path) -> str:
     """
     experiment = with_layout(experiment, out)
     specs = arm_specs(experiment)
-    if not is_new(out):
-        check_same(open_run(out), experiment, tuple(specs.values()))
+    bank = find_bank(experiment.config, out)
+    if bank is not None:
+        check_same(Run(out), bank, experiment, specs)
     task, layout, optim = main_task(experiment), fixed_layout(experiment), experiment.config.optim
     memory = Sweeper(task, layout).require_memory()
     flops = member_flops(task)
     rate = find_layout(task, layout.width, layout.microbatch).flops
-    missing = {name: _missing_members(out, spec) for name, spec in specs.items()}
+    left = sum(_missing_members(bank, spec) for spec in specs.values())
     arms = [f"{spec.members:,} {name}" for name, spec in specs.items()]
     units = [f"{spec.units} of {spec.unit} {name}" for name, spec in specs.items()]
-    left = sum(missing.values())
     training = f"{optim.steps} steps of {optim.batch_size} examples"
     rows = {
         "members": f"{', '.join(arms)}; {left:,} left to train",
@@ -41,17 +42,17 @@ def plan(experiment: Experiment, out: Path) -> str:
         "where": str(layout),
         "time": f"about {duration(left * flops / rate)}, at {rate / 1e9:.0f} GFLOP/s",
         "memory": _memory(memory, len(layout.devices)),
-        "disk": f"{_size(sum(spec.bytes() for spec in specs.values()))} in {out}",
+        "disk": f"{_size(sum(spec.bytes(len(task.targets)) for spec in specs.values()))} in "
+        f"{bank_location(experiment.config, out)}",
     }
     lines = [f"{name:9s} {text}" for name, text in rows.items()]
     return "\n".join(lines + [f"Note: {note}" for note in experiment.notes])
 
 
-def _missing_members(out: Path, spec: ArmSpec) -> int:
-    folder = out / "bank" / spec.name
-    if not (folder / "arm.json").exists():
+def _missing_members(bank: Bank | None, spec: ArmSpec) -> int:
+    if bank is None:
         return spec.members
-    arm = open_arm(folder, spec)
+    arm = bank.arm(spec.name)
     return sum(len(arm.spec.unit_rows(unit)) for unit in arm.missing_units())
 
 

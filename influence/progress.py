@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from training.bank import Arm, Rows, Status
+from training.arm import Arm, Rows, Status
 
 console = Console(stderr=True, soft_wrap=True)
 

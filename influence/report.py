@@ -65,7 +65,7 @@ def write_report(
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
     )
-    write_atomically(run.report, page)
+    write_atomically(run.report, page.encode())
 
 
 def _quality_plot(quality: Quality, clean: slice) -> str | None:

@@ -9,18 +9,20 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from influence.config import Config, read_config, write_toml
 from influence.experiment import Experiment, identity, identity_hash
-from training.bank import ArmSpec
+from training.arm import ArmSpec
+from training.bank import Bank, Manifest, Panel
 from training.data import examples_hash
-from training.errors import UserError, reason
+from training.errors import UserError
 from training.files import write_atomically
 
-COMPARED = ("parts", "arms", "target_ids", "targets")
-"""Sections of the manifest that two calls on one run directory must share."""
+FREE_KEYS = (("sweep", "unit"), ("sweep", "allow_mixed"), ("sweep", "bank"))
+"""Keys of those sections that may change in a run: they decide how the work is done."""
 
 RECORDED_VERSIONS = (
     "accomplice",
@@ -41,7 +43,6 @@ class Run:
         self.path = path
         self.config = path / "config.toml"
         self.manifest = path / "manifest.json"
-        self.bank = path / "bank"
         self.datamodel = path / "datamodel" / "additive.npz"
         self.scores = path / "scores.parquet"
         self.audit = path / "audit.json"
@@ -58,7 +59,7 @@ class Run:
     def replace_audit(self, **sections: Any) -> None:
         """Write audit.json anew: a stage drops what later stages made from older results."""
         text = json.dumps(_finite(sections), indent=1, allow_nan=False)
-        write_atomically(self.audit, text + "\n")
+        write_atomically(self.audit, (text + "\n").encode())
 
     def require(self, path: Path, stage: str) -> None:
         """Refuse to go on without what an earlier stage makes."""
@@ -73,6 +74,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def bank_location(config: Config, path: Path) -> str:
+    """Where the bank of a run is: the place that the config names, or the run directory."""
+    return config.sweep.bank or str(path)
+
+
+def find_bank(config: Config, path: Path) -> Bank | None:
+    """The bank that a run at `path` has, or would go on with; None if there is none yet.
+
+    Raises:
+        UserError: something else stands at `path`.
+    """
+    if not is_new(path) and not Run(path).manifest.is_file():
+        raise UserError(f"{path} exists and is no run directory; choose another --out")
+    return Bank.find(bank_location(config, path))
 
 
 def open_run(path: Path) -> Run:
@@ -92,54 +109,45 @@ def is_new(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def existing(path: Path) -> Run:
-    """The run directory that stands where one is wanted.
+def start(path: Path, experiment: Experiment, arms: Mapping[str, ArmSpec]) -> Bank:
+    """Make bank and run directory, where they do not exist yet.
+
+    Each appears in one step, so that several processes may start at once: what the first one
+    made holds.
 
     Raises:
-        UserError: something else stands there.
+        UserError: the directory cannot be made.
     """
-    run = Run(path)
-    if not run.manifest.is_file():
-        raise UserError(f"{path} exists and is no run directory; choose another --out")
-    return run
-
-
-def create(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> None:
-    """Make the run directory, unless something stands there already.
-
-    It appears in one rename, config and manifest in it, so that several processes may start at
-    once: the first one makes it.
-    """
+    manifest = new_manifest(experiment, arms)
+    if experiment.config.sweep.bank:
+        manifest = Bank.create(experiment.config.sweep.bank, manifest).manifest
     if is_new(path):
-        _create(Run(path), experiment.config, _manifest(experiment, arms))
+        _create(Run(path), experiment.config, manifest)
+    return Bank.open(bank_location(experiment.config, path))
 
 
-def resume(path: Path, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> Run:
-    """The run directory of this experiment.
+def keep_up_to_date(run: Run, experiment: Experiment, bank: Bank) -> None:
+    """Write what the run directory says of config and bank, where that changed.
 
     Sections of the config that do not change the bank ([fit] and [audit]) may differ from what is
-    stored; the new ones are written.
-
-    Raises:
-        UserError: the path holds something else, or another run; the message says what differs.
+    stored; the new ones are written. A bank that is kept elsewhere has its manifest here as well.
     """
-    run = existing(path)
-    check_same(run, experiment, arms)
-    config = write_toml(experiment.config)
-    if run.config.read_text(encoding="utf-8") != config:
-        write_atomically(run.config, config)
-    return run
+    for path, content in (
+        (run.config, write_toml(experiment.config).encode()),
+        (run.manifest, bank.manifest.to_bytes()),
+    ):
+        if path.read_bytes() != content:
+            write_atomically(path, content)
 
 
-def _create(run: Run, config: Config, manifest: dict[str, Any]) -> None:
+def _create(run: Run, config: Config, manifest: Manifest) -> None:
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
     except OSError as error:
         raise UserError(f"cannot create {run.path}: {error}; choose another --out") from error
     (temporary / run.config.name).write_text(write_toml(config), encoding="utf-8")
-    text = json.dumps(manifest, indent=1) + "\n"
-    (temporary / run.manifest.name).write_text(text, encoding="utf-8")
+    (temporary / run.manifest.name).write_bytes(manifest.to_bytes())
     temporary.chmod(0o755)
     try:
         os.rename(temporary, run.path)
@@ -148,22 +156,21 @@ def _create(run: Run, config: Config, manifest: dict[str, Any]) -> None:
         shutil.rmtree(temporary)
 
 
-def _manifest(experiment: Experiment, arms: tuple[ArmSpec, ...]) -> dict[str, Any]:
+def new_manifest(experiment: Experiment, arms: Mapping[str, ArmSpec]) -> Manifest:
+    """What a new bank of the experiment is of."""
     parts = identity(experiment)
     versions = {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS}
-    manifest = {
-        "format": 1,
-        "identity": identity_hash(parts),
-        "parts": parts,
-        "arms": {arm.name: dataclasses.asdict(arm) for arm in arms},
-        "example_ids": experiment.train.ids.tolist(),
-        "target_ids": list(experiment.targets.ids),
-        "targets": examples_hash(experiment.targets.examples),
-        "versions": {"python": platform.python_version(), **versions},
-        "git_commit": _git_commit(),
-    }
-    # As it comes back from disk, so that the two compare equal.
-    return json.loads(json.dumps(manifest))
+    targets = experiment.targets
+    return Manifest(
+        identity_hash(parts),
+        # As it comes back from disk, so that the two compare equal.
+        json.loads(json.dumps(parts)),
+        dict(arms),
+        tuple(experiment.train.ids.tolist()),
+        targets.ids,
+        (Panel(len(targets), examples_hash(targets.examples)),),
+        {"python": platform.python_version(), **versions, "git_commit": _git_commit()},
+    )
 
 
 def _git_commit() -> str | None:
@@ -178,45 +185,51 @@ def _git_commit() -> str | None:
     return found.stdout.strip()
 
 
-def check_same(run: Run, experiment: Experiment, arms: tuple[ArmSpec, ...]) -> None:
-    """Refuse a run directory that was made from other data, another model or another design.
+def check_same(run: Run, bank: Bank, experiment: Experiment, arms: Mapping[str, ArmSpec]) -> None:
+    """Refuse a bank that was made from other data, another model or another design.
 
     Raises:
         UserError: naming what differs, and both values.
     """
-    try:
-        stored = json.loads(run.manifest.read_text(encoding="utf-8"))
-        old = {section: stored[section] for section in COMPARED}
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{run.manifest} is damaged ({reason(error)}); sweep again") from error
-    manifest = _manifest(experiment, arms)
-    before, now = _flat("", old), _flat("", {section: manifest[section] for section in COMPARED})
-    # How the work is cut is no part of a run: the stored unit holds.
+    before, now = _compared(bank.manifest), _compared(new_manifest(experiment, arms))
     differs = [
-        name
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.endswith(".unit")
+        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
     ]
     if not differs:
         return
     # A hash says little: name the key of the config behind it, if there is one.
-    changes = _config_changes(read_config(run.config), experiment.config)
+    changes = _config_changes(run, experiment.config)
     changes += [(name, before.get(name), now.get(name)) for name in differs]
     name, left, right = changes[0]
     raise UserError(
-        f"{run.path} holds a different run: {name} is {_shown(left)} there and {_shown(right)} "
+        f"{bank.store} holds a different run: {name} is {_shown(left)} there and {_shown(right)} "
         f"here; choose another --out"
     )
 
 
-def _config_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+def _compared(manifest: Manifest) -> dict[str, Any]:
+    """What two calls on one bank must share, as dotted names."""
+    # How the work is cut is no part of a run: the stored unit holds.
+    arms = {
+        name: dataclasses.asdict(dataclasses.replace(spec, unit=1))
+        for name, spec in manifest.arms.items()
+    }
+    panels = [dataclasses.asdict(panel) for panel in manifest.panels]
+    targets = {"target_ids": list(manifest.target_ids), "targets": panels}
+    return _flat("", {"parts": manifest.parts, "arms": arms} | targets)
+
+
+def _config_changes(run: Run, new: Config) -> list[tuple[str, Any, Any]]:
     """Keys that differ in the sections that a bank depends on, with both values."""
+    if not run.config.is_file():
+        return []
+    old = read_config(run.config)
     return [
         (f"{section}.{key}", value, dataclasses.asdict(getattr(new, section))[key])
         for section in ("data", "poison", "model", "optim", "sweep")
         for key, value in dataclasses.asdict(getattr(old, section)).items()
         if value != dataclasses.asdict(getattr(new, section))[key]
-        and (section, key) not in (("sweep", "unit"), ("sweep", "allow_mixed"))
+        and (section, key) not in FREE_KEYS
     ]
 
 

@@ -1,5 +1,6 @@
 """Verification of a run: the retrains without what was flagged, and what they show."""
 
+import dataclasses
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -13,13 +14,17 @@ from influence.arms import STREAMS, main_task, unit_size
 from influence.artifacts import load_datamodel, read_scores
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
-from influence.run import Run
-from training.bank import ArmSpec, open_arm
+from influence.run import Run, bank_location, new_manifest
+from training.arm import Arm, ArmSpec
+from training.bank import Bank, Panel
 from training.data import examples_hash
 from training.errors import UserError
 from training.examples import Examples, concatenate
 from training.outputs import both, lead
+from training.store import Store
 from training.sweep import Task
+
+ARM = "verification"
 
 
 class Verification(NamedTuple):
@@ -51,25 +56,44 @@ def task(experiment: Experiment) -> Task:
     return main_task(experiment)._replace(targets=examples, output=both(experiment.output, lead))
 
 
-def planned(run: Run, experiment: Experiment) -> tuple[ArmSpec, Listed]:
-    """The arm that checks the current flags, and its masks; other flags make another arm."""
+class Planned(NamedTuple):
+    """The retrains that check the current flags."""
+
+    bank: Bank
+    """Of one arm; other flags or inputs make another bank."""
+    design: Listed
+
+    @property
+    def arm(self) -> Arm:
+        """Its only arm."""
+        return self.bank.arm(ARM)
+
+
+def planned(run: Run, experiment: Experiment) -> Planned:
+    """The bank that the retrains go to, and their masks. Nothing is written."""
     config = experiment.config
     flagged = read_scores(run)["flagged"]
     design = counterfactual.plan(flagged, config.sweep.alpha, config.audit.seeds, config.audit.seed)
     inputs = task(experiment).targets
-    described = design.describe() | {"inputs": examples_hash(inputs)}
-    digest = hashlib.sha256(json.dumps([described, config.audit.seed]).encode())
+    content = examples_hash(inputs)
+    digest = hashlib.sha256(
+        json.dumps([design.describe() | {"inputs": content}, config.audit.seed]).encode()
+    )
     spec = ArmSpec(
-        name=digest.hexdigest()[:16],
+        name=ARM,
         members=len(design.listed),
         groups=len(flagged),
-        targets=2 * len(inputs),
         unit=unit_size(config.sweep, len(design.listed)),
         seed=config.audit.seed,
         stream=STREAMS["verification"],
-        design=described,
+        design=design.describe(),
     )
-    return spec, design
+    ids = tuple(f"{number}:{kind}" for number in range(len(inputs)) for kind in ("output", "lead"))
+    manifest = new_manifest(experiment, {ARM: spec})
+    panels = (Panel(len(ids), content),)
+    manifest = dataclasses.replace(manifest, target_ids=ids, panels=panels)
+    place = Store(bank_location(config, run.path)) / "verification" / digest.hexdigest()[:16]
+    return Planned(Bank.find(place.location) or Bank(place, manifest), design)
 
 
 def measure(run: Run, experiment: Experiment) -> Verification:
@@ -78,12 +102,12 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     Raises:
         UserError: they are not complete, or fewer than two members of a cell are finite.
     """
-    spec, _ = planned(run, experiment)
-    rows = open_arm(run.verification / spec.name, spec).read()
+    rows = planned(run, experiment).arm.read()
     if min(part.sum() for part in counterfactual.by_cell(rows.usable).values()) < 2:
         raise UserError(
-            f"{int((~rows.usable).sum())} of {spec.members} members of the verification are not "
-            f"finite, too many to compare; lower optim.learning_rate and sweep into another --out"
+            f"{int((~rows.usable).sum())} of {len(rows.status)} members of the verification are "
+            f"not finite, too many to compare; lower optim.learning_rate and sweep into another "
+            f"--out"
         )
     blocks = _blocks(experiment)
     outputs = np.where(rows.usable[:, None], rows.outputs, np.nan)

@@ -15,7 +15,7 @@ from influence.counterfactual import CELLS
 from influence.detection import detection_metrics
 from influence.detection import summary as detection_summary
 from influence.experiment import Targets
-from training.bank import Rows, Status
+from training.arm import Rows, Status
 from training.data import Table
 from training.errors import UserError
 from training.examples import Examples

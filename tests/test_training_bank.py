@@ -1,189 +1,141 @@
-"""The bank on disk: what was committed comes back, and nothing else does."""
+"""A bank: what it is of, how it is opened, and how it changes."""
 
-import json
 import shutil
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from training import bank
-from training.bank import ArmSpec, Rows, Status, create_arms
+from training import bank as bank_module
+from training.arm import Arm, ArmSpec, Rows
+from training.bank import Bank, Manifest, Panel, require_space
 from training.errors import UserError
+from training.store import Store
+
+SPEC = ArmSpec("main", 6, 4, 2, 0, 0, {"kind": "bernoulli", "alpha": 0.5, "replicates": 1})
 
 
-def make_spec(**changes):
+def make_manifest(**changes):
     fields = {
-        "name": "main",
-        "members": 10,
-        "groups": 13,
-        "targets": 5,
-        "unit": 4,
-        "seed": 0,
-        "stream": 0,
-        "design": {"kind": "bernoulli", "alpha": 0.5, "replicates": 1},
+        "identity": "0123456789abcdef",
+        "parts": {"data": "0123", "numerics": {"width": 8}},
+        "arms": {"main": SPEC},
+        "example_ids": (3, 1, 4, 2),
+        "target_ids": ("train:3", "clean:9"),
+        "panels": (Panel(2, "abcd"),),
+        "made_with": {"jax": "0.0"},
     }
-    return ArmSpec(**{**fields, **changes})
+    return Manifest(**{**fields, **changes})
 
 
-def make_rows(spec, seed=0):
-    rng = np.random.default_rng(seed)
-    return Rows(
-        rng.random((spec.members, spec.groups)) < 0.5,
-        rng.standard_normal((spec.members, spec.targets)).astype(np.float32),
-        rng.integers(0, 3, spec.members).astype(np.uint8),
-    )
-
-
-def open_arm(folder, spec):
-    """The arm in a folder of its name, created first where it does not exist."""
-    create_arms(folder, [spec])
-    return bank.open_arm(folder / spec.name, spec)
-
-
-def commit(arm, rows, unit):
-    members = arm.spec.unit_rows(unit)
-    arm.commit(unit, Rows(*(part[members] for part in rows)), {"device_kind": "cpu"})
-
-
-def fill(arm, rows):
-    for unit in arm.missing_units():
-        commit(arm, rows, unit)
-
-
-@given(
-    members=st.integers(1, 20),
-    groups=st.integers(1, 40),
-    targets=st.integers(1, 7),
-    unit=st.integers(1, 8),
-)
-def test_what_was_committed_comes_back(tmp_path_factory, members, groups, targets, unit):
-    spec = make_spec(members=members, groups=groups, targets=targets, unit=unit)
-    folder, rows = tmp_path_factory.mktemp("bank") / "arm", make_rows(spec)
-    fill(open_arm(folder, spec), rows)
-    for stored, written in zip(open_arm(folder, spec).read(), rows, strict=True):
+def test_a_bank_comes_back_as_it_was_made(tmp_path):
+    made = Bank.create(tmp_path / "run", make_manifest())
+    rows = Rows(np.eye(6, 4, dtype=bool), np.ones((6, 2), np.float32) / 3, np.zeros(6, np.uint8))
+    for unit in range(3):
+        cut = slice(2 * unit, 2 * unit + 2)
+        made.arm("main").commit(unit, Rows(*(part[cut] for part in rows)), {})
+    opened = Bank.open(tmp_path / "run")
+    assert opened.manifest == make_manifest()
+    assert opened.example_ids.tolist() == [3, 1, 4, 2]
+    assert opened.target_ids == ("train:3", "clean:9")
+    for stored, written in zip(opened.arm("main").read(), rows, strict=True):
         np.testing.assert_array_equal(stored, written)
 
 
-def test_more_targets_than_one_inner_chunk(tmp_path):
-    spec = make_spec(targets=bank.TARGET_BLOCK + 3)
-    rows = make_rows(spec)
-    arm = open_arm(tmp_path, spec)
-    fill(arm, rows)
-    np.testing.assert_array_equal(arm.read().outputs, rows.outputs)
+def test_who_comes_second_gets_the_bank_of_the_first(tmp_path):
+    Bank.create(tmp_path, make_manifest())
+    second = Bank.create(tmp_path, make_manifest(identity="another"))
+    assert second.manifest.identity == "0123456789abcdef"
 
 
-def test_values_that_are_not_finite_survive(tmp_path):
-    spec = make_spec()
-    rows = make_rows(spec)
-    rows.outputs[3] = np.nan
-    rows.outputs[4] = -np.inf
-    arm = open_arm(tmp_path, spec)
-    fill(arm, rows)
-    np.testing.assert_array_equal(arm.read().outputs, rows.outputs)
+def test_of_many_at_once_one_makes_the_bank_and_all_get_it(tmp_path):
+    found = []
+    threads = [
+        threading.Thread(
+            target=lambda i=i: found.append(Bank.create(tmp_path, make_manifest(identity=str(i))))
+        )
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({bank.manifest.identity for bank in found}) == 1
+    assert len(found) == 8
 
 
-def test_rows_not_yet_run_are_never_read(tmp_path):
-    spec = make_spec()
-    arm = open_arm(tmp_path, spec)
-    commit(arm, make_rows(spec), 1)
-    assert arm.missing_units() == [0, 2]
-    with pytest.raises(UserError, match=r"lacks 2 of 3 units \(first: 0\)"):
-        arm.read()
+def test_changes_by_many_at_once_are_all_kept(tmp_path):
+    bank = Bank.create(tmp_path, make_manifest(arms={}))
+
+    def add(name):
+        Bank.open(tmp_path).changed(
+            lambda m: replace(m, arms=m.arms | {name: replace(SPEC, name=name)})
+        )
+
+    threads = [threading.Thread(target=add, args=(f"arm{i}",)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(Bank.open(tmp_path).arms) == [f"arm{i}" for i in range(6)]
+    assert bank.arms == {}
 
 
-def test_a_unit_counts_only_with_its_record(tmp_path, monkeypatch):
-    spec = make_spec()
-    arm = open_arm(tmp_path, spec)
-
-    def crash(path, text):
-        raise OSError("disk pulled out")
-
-    monkeypatch.setattr(bank, "write_atomically", crash)
-    with pytest.raises(OSError, match="disk pulled out"):
-        commit(arm, make_rows(spec), 0)
-    assert arm.missing_units() == [0, 1, 2]
+def test_no_bank_and_no_arm_are_named(tmp_path):
+    assert Bank.find(tmp_path) is None
+    with pytest.raises(UserError, match="holds no bank"):
+        Bank.open(tmp_path)
+    bank = Bank.create(tmp_path, make_manifest())
+    with pytest.raises(UserError, match="has no arm extra; it has main"):
+        bank.arm("extra")
 
 
-@pytest.mark.parametrize("name", ["masks", "outputs", "status"])
-def test_a_changed_unit_is_found_by_its_checksum(tmp_path, name):
-    spec = make_spec()
-    arm = open_arm(tmp_path, spec)
-    fill(arm, make_rows(spec))
-    array = arm._arrays[name]
-    array[9].write(array[9].read().result() + 1).result()
-    with pytest.raises(UserError, match="unit 2 does not match its checksum"):
-        arm.read()
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"garbage"])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    Bank.create(tmp_path, make_manifest())
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        Bank.open(tmp_path)
 
 
-def test_the_record_says_where_a_unit_was_made(tmp_path):
-    spec = make_spec()
-    arm = open_arm(tmp_path, spec)
-    commit(arm, make_rows(spec), 2)
-    record = json.loads((tmp_path / "main" / "done" / "000002.json").read_text())
-    assert record["members"] == [8, 10]
-    assert record["made_on"] == {"device_kind": "cpu"}
+def test_a_bit_flipped_anywhere_in_the_manifest_changes_nothing_or_is_refused(tmp_path):
+    Bank.create(tmp_path, make_manifest())
+    path = tmp_path / "manifest.json"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            assert Bank.open(tmp_path).manifest == make_manifest()
+        except UserError as error:
+            assert "manifest.json" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("members", 11), ("groups", 14), ("targets", 6), ("seed", 1), ("stream", 1)],
-)
-def test_another_arm_is_refused_naming_the_field_and_both_values(tmp_path, field, value):
-    spec = make_spec()
-    open_arm(tmp_path, spec)
-    with pytest.raises(UserError, match=rf"its {field} is {getattr(spec, field)}, not {value}"):
-        open_arm(tmp_path, make_spec(**{field: value}))
+def test_a_manifest_of_another_format_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_module, "FORMAT", 99)
+        Bank.create(tmp_path / "new", make_manifest())
+    with pytest.raises(UserError, match="is of another format"):
+        Bank.open(tmp_path / "new")
+    (tmp_path / "manifest.json").write_text('{\n "format": 1,\n "identity": ""\n}\n')
+    with pytest.raises(UserError, match="is of format 1"):
+        Bank.open(tmp_path)
 
 
-def test_another_design_is_refused(tmp_path):
-    open_arm(tmp_path, make_spec())
-    with pytest.raises(UserError, match="its design is"):
-        open_arm(tmp_path, make_spec(design={"kind": "bernoulli", "alpha": 0.2, "replicates": 1}))
-
-
-def test_another_unit_size_keeps_the_stored_one(tmp_path):
-    open_arm(tmp_path, make_spec(unit=4))
-    assert open_arm(tmp_path, make_spec(unit=5)).spec.unit == 4
-
-
-def test_too_little_disk_is_refused_before_anything_is_written(tmp_path):
-    folder = tmp_path / "bank"
+def test_too_little_disk_is_refused_with_the_arithmetic(tmp_path):
     half = shutil.disk_usage(tmp_path).free * 6 // 10 // 4
-    specs = [make_spec(name=name, members=half, targets=1, groups=0) for name in ("a", "b")]
+    specs = [replace(SPEC, members=half, groups=0)] * 2
+    store = Store(tmp_path / "bank")
+    require_space(store, specs[:1], 1)
     with pytest.raises(UserError, match=r"needs \d*\.\d GB .* GB free; choose another --out"):
-        create_arms(folder, specs)
-    assert not folder.exists()
+        require_space(store, specs, 1)
+    assert not (tmp_path / "bank").exists()
 
 
-def test_a_missing_arm_is_named_and_not_created(tmp_path):
-    with pytest.raises(UserError, match="holds no retrained members yet"):
-        bank.open_arm(tmp_path / "main", make_spec())
-    assert not (tmp_path / "main").exists()
-
-
-def test_a_shard_that_cannot_be_decoded_is_named(tmp_path):
-    spec = make_spec()
-    arm = open_arm(tmp_path, spec)
-    fill(arm, make_rows(spec))
-    shard = next(path for path in (arm.folder / "outputs").rglob("c/*/*") if path.is_file())
-    shard.write_bytes(b"garbage")
-    with pytest.raises(UserError, match="is damaged"):
-        open_arm(tmp_path, spec).read()
-
-
-def test_units_made_elsewhere_are_refused(tmp_path):
-    spec = make_spec()
-    arm = open_arm(tmp_path, spec)
-    arm.check_made_on({"device_kind": "TPU v5 lite"})
-    commit(arm, make_rows(spec), 0)
-    arm.check_made_on({"device_kind": "cpu"})
-    with pytest.raises(UserError, match=r"begun with device_kind = cpu, and here it is TPU"):
-        arm.check_made_on({"device_kind": "TPU v5 lite"})
-
-
-def test_members_that_are_not_finite_are_not_usable():
-    status = np.array([Status.OK, Status.NOT_FINITE, Status.EMPTY_MASK], np.uint8)
-    rows = Rows(np.zeros((3, 2), bool), np.zeros((3, 1), np.float32), status)
-    assert rows.usable.tolist() == [True, False, True]
+def test_arms_know_the_targets_of_every_panel(tmp_path):
+    panels = (Panel(2, "abcd"), Panel(3, "ef"))
+    bank = Bank.create(tmp_path, make_manifest(panels=panels))
+    assert isinstance(bank.arm("main"), Arm)
+    assert bank.arm("main").targets == 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datamodels.design import Bernoulli, Listed
-from training.bank import ArmSpec, Status, create_arms, open_arm
+from training.arm import Arm, ArmSpec, Status
 from training.errors import UserError
 from training.examples import Examples, fit_normaliser
 from training.models import ModelConfig, build_model
@@ -16,6 +16,7 @@ from training.optim import OptimConfig
 from training.outputs import margin
 from training.parallel import local_layout
 from training.seeds import root_key, training_key, training_keys
+from training.store import Store
 from training.sweep import Sweeper, Task, sweep
 from training.train import Recipe, make_evaluate, make_train
 
@@ -39,7 +40,7 @@ def make_task(name="mlp", **optim):
 
 
 def make_spec(design, members=70, unit=32, stream=0):
-    return ArmSpec("main", members, EXAMPLES, TARGETS, unit, 5, stream, design.describe())
+    return ArmSpec("main", members, EXAMPLES, unit, 5, stream, design.describe())
 
 
 def keys_of(count):
@@ -52,8 +53,7 @@ def sweeper():
 
 
 def run_sweep(sweeper, folder, design, spec, on_unit=lambda unit, rows: None):
-    create_arms(folder, [spec])
-    arm = open_arm(folder / spec.name, spec)
+    arm = Arm(Store(folder), spec, [TARGETS])
     sweep(sweeper, arm, design, on_unit)
     return arm.read()
 
@@ -115,7 +115,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(sweeper, tmp_path):
 
     with pytest.raises(Stop):
         run_sweep(sweeper, tmp_path / "cut", design, spec, stop_after_two)
-    arm = open_arm(tmp_path / "cut" / "main", spec)
+    arm = Arm(Store(tmp_path / "cut"), spec, [TARGETS])
     assert arm.missing_units() == [2, 3, 4]
     made = []
     resumed = run_sweep(
@@ -129,7 +129,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(sweeper, tmp_path):
 def test_a_lost_unit_is_made_again_with_the_same_bits(sweeper, tmp_path):
     design, spec = Bernoulli(0.5), make_spec(Bernoulli(0.5), unit=16)
     before = run_sweep(sweeper, tmp_path, design, spec)
-    (tmp_path / "main" / "done" / "000001.json").unlink()
+    (tmp_path / "0" / "done" / "000001.json").unlink()
     made = []
     after = run_sweep(sweeper, tmp_path, design, spec, lambda unit, rows: made.append(unit))
     assert made == [1]

@@ -28,4 +28,4 @@ def read_cache(name: str) -> str | None:
 def write_cache(name: str, text: str) -> None:
     """Keep a text under `name`; a folder that cannot be written is no error."""
     with contextlib.suppress(*OUT_OF_REACH):
-        write_atomically(cache_folder() / name, text)
+        write_atomically(cache_folder() / name, text.encode())

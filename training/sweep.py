@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 
-from training.bank import Arm, ArmSpec, Rows, Status
+from training.arm import Arm, ArmSpec, Rows, Status
 from training.errors import UserError
 from training.examples import Examples
 from training.models import Model
@@ -61,6 +61,9 @@ class SweepConfig:
     width, or the whole batch where the width is given. Fixed for a run, like the width."""
     unit: int = 64
     """Members of one unit of work: what an interruption can lose; rounded up to fill devices."""
+    bank: str = ""
+    """Where the bank is kept: a folder, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX; "": in the run
+    directory."""
     allow_mixed: bool = False
     """Let a sweep go on with another device kind, layout or JAX version: low bits may differ."""
 
@@ -189,7 +192,7 @@ def sweep(
     *,
     allow_mixed: bool = False,
 ) -> None:
-    """Make every unit of the arm that is missing; what is done is left alone.
+    """Make every unit of the arm that is missing or damaged; what is done is left alone.
 
     While a unit trains, the one before is fetched, written and reported by a thread of its own.
     Interrupted at any point, a later call continues and ends with the same bits.
@@ -216,7 +219,7 @@ def sweep(
 
     with ThreadPoolExecutor(1) as other_thread:
         before = None
-        for unit in arm.missing_units():
+        for unit in arm.unfinished_units():
             members = arm.spec.unit_rows(unit)
             masks = design.masks(root, members, arm.spec.groups)
             launched = sweeper.start(_keys(root, arm.spec, design, members), masks)

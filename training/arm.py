@@ -1,0 +1,420 @@
+"""One arm of a bank: masks, outputs and status of its members, committed unit by unit.
+
+Layout (docs/files.md):
+
+    ARM/masks              Zarr v3, uint8 (m, ceil(g / 8)): bits, first group in the highest bit
+    ARM/0/outputs          Zarr v3, float32 (m, t): targets of the first panel
+    ARM/0/status           Zarr v3, uint8 (m,): see `Status`
+    ARM/0/done/000007.json the record of unit 7: its rows, checksums and where it was made
+    ARM/1/...              the same for targets that were added later
+
+A unit is one Zarr shard of rows. Its done-record is written last, in one rename, so a unit
+either counts as done and is whole, or does not count. What a record covers is read only if it
+matches the checksums.
+"""
+
+import enum
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, UInt8
+
+from training.errors import UserError, reason
+from training.store import FAILURES, Damaged, Store, seal, unseal
+
+TARGET_BLOCK = 1024
+"""Targets in one inner chunk of the outputs: what is read and checked at once."""
+READ_AHEAD = 16
+"""Units that are read at the same time."""
+
+ALL = slice(None)
+
+
+class Status(enum.IntEnum):
+    """What became of a member."""
+
+    OK = 0
+    NOT_FINITE = 1
+    """A parameter or an output is infinite or NaN: never used in a fit or an average."""
+    EMPTY_MASK = 2
+    """Nothing was kept, so these are the outputs of the initial parameters."""
+
+
+class Rows(NamedTuple):
+    """Members of one arm."""
+
+    masks: Bool[np.ndarray, "m g"]
+    """True = kept."""
+    outputs: Float32[np.ndarray, "m t"]
+    status: UInt8[np.ndarray, " m"]
+
+    def take(self, chosen: Bool[np.ndarray, " m"]) -> "Rows":
+        """Some of the members."""
+        return Rows(*(part[chosen] for part in self))
+
+    @property
+    def usable(self) -> Bool[np.ndarray, " m"]:
+        """Members that a fit or an average may use."""
+        return self.status != Status.NOT_FINITE
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """What an arm holds and how it was drawn."""
+
+    name: str
+    members: int
+    groups: int
+    unit: int
+    """Members of one unit of work."""
+    seed: int
+    stream: int
+    """With the seed, the arm's root key: fold_in(key(seed), stream)."""
+    design: dict[str, Any]
+    """The design's own description."""
+    common_seed: bool = False
+    """Whether all members share one training key."""
+
+    @property
+    def units(self) -> int:
+        """How many units the arm has."""
+        return math.ceil(self.members / self.unit)
+
+    def unit_rows(self, unit: int) -> Int[np.ndarray, " u"]:
+        """The members of a unit."""
+        start = unit * self.unit
+        return np.arange(start, min(start + self.unit, self.members))
+
+    def bytes(self, targets: int) -> int:
+        """Size on disk when complete, about (uncompressed)."""
+        return self.members * (4 * targets + math.ceil(self.groups / 8) + 1)
+
+
+class Arm:
+    """One arm of a bank, opened for reading and for committing units.
+
+    Nothing is written, not even a folder, before the first commit.
+    """
+
+    def __init__(self, store: Store, spec: ArmSpec, panels: Sequence[int]):
+        """Name what is where.
+
+        Args:
+            store: the place of this arm.
+            spec: what it holds.
+            panels: how many targets each panel of the bank has.
+        """
+        self.store = store
+        self.spec = spec
+        self.panels = tuple(panels)
+        self._arrays: dict[str, Any] = {}
+
+    @property
+    def targets(self) -> int:
+        """How many outputs every member has, over all panels."""
+        return sum(self.panels)
+
+    def missing_units(self) -> list[int]:
+        """Units without a done-record of every panel, in order."""
+        done = self._done()
+        return [unit for unit in range(self.spec.units) if unit not in done]
+
+    def is_done(self, unit: int) -> bool:
+        """Whether the unit has a done-record of every panel at this moment."""
+        texts = self.store.read_all([_record_name(panel, unit) for panel in self._panels])
+        return all(self._valid(name, text) is not None for name, text in texts.items())
+
+    def damaged_units(self) -> list[int]:
+        """Units that are done and do not match their checksums, in order; reads all of them."""
+        return sorted(u for u, records in self._done().items() if not self._is_whole(u, records))
+
+    def unfinished_units(self) -> list[int]:
+        """Units to make: missing ones and damaged ones, in order; reads all that is done."""
+        return sorted([*self.missing_units(), *self.damaged_units()])
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        """The done-record of every done unit, as the last panel has it."""
+        return {unit: by_panel[-1] for unit, by_panel in self._done().items()}
+
+    def commit(self, unit: int, rows: Rows, made_on: dict[str, Any]) -> None:
+        """Write a whole unit, then its done-records.
+
+        Args:
+            unit: which.
+            rows: exactly the members `spec.unit_rows(unit)`; outputs of all panels, in order.
+            made_on: where (device kind, layout, versions); kept in the record.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        parts = self._parts(rows)
+        made = {"made_on": made_on, "time": round(time.time(), 3), "host": platform.node()}
+        try:
+            try:
+                self._write(unit, parts)
+            except FAILURES:
+                # Where a chunk is damaged, tensorstore cannot read what it would write into.
+                self._delete_chunks(unit, parts)
+                self._write(unit, parts)
+            for panel in self._panels:
+                digests = {name: _digests(parts[name]) for name in self._names(panel)}
+                record = {"unit": unit, "members": self._span(unit), "sha256": digests} | made
+                self.store.write(_record_name(panel, unit), seal(record))
+        except (*FAILURES, UserError) as error:
+            raise UserError(
+                f"cannot write unit {unit} to {self.store} ({reason(error)}); free some space or "
+                f"make it writable, and run the same command again: finished units are kept"
+            ) from error
+
+    def read(self) -> Rows:
+        """All members of a complete arm.
+
+        Raises:
+            UserError: units are missing, or do not match their checksums.
+        """
+        return Rows(self.read_masks(), self.read_outputs(), self.read_status())
+
+    def read_masks(self, members: slice = ALL) -> Bool[np.ndarray, "m g"]:
+        """The masks of some members; errors as in `read`."""
+        (packed,) = self._read(["masks"], members)
+        return np.unpackbits(packed, axis=1, count=self.spec.groups).astype(bool)
+
+    def read_outputs(
+        self, targets: slice = ALL, members: slice = ALL
+    ) -> Float32[np.ndarray, "m t"]:
+        """The outputs of some members on some targets; errors as in `read`.
+
+        Only the blocks of targets that are asked for are read, so that a bank larger than memory
+        can be worked on a part at a time.
+        """
+        start, stop, _ = targets.indices(self.targets)
+        parts, first = [], 0
+        for panel, count in enumerate(self.panels):
+            columns = slice(max(start - first, 0), max(min(stop - first, count), 0))
+            if columns.start < columns.stop:
+                parts += self._read([f"{panel}/outputs"], members, columns)
+            first += count
+        return np.concatenate(parts, axis=1)
+
+    def read_status(self, members: slice = ALL) -> UInt8[np.ndarray, " m"]:
+        """The status of some members, over all panels; errors as in `read`."""
+        first, *others = self._read([f"{panel}/status" for panel in self._panels], members)
+        for other in others:
+            first = np.where(other == Status.NOT_FINITE, other, first)
+        return first[:, 0]
+
+    def check_made_on(self, made_on: dict[str, Any]) -> None:
+        """Refuse to add units made elsewhere: low bits depend on device, layout and version.
+
+        Raises:
+            UserError: finished units were made on something else.
+        """
+        for record in self.records().values():
+            for name, value in made_on.items():
+                if record["made_on"][name] != value:
+                    raise UserError(
+                        f"{self.store} was begun with {name} = {record['made_on'][name]}, and here "
+                        f"it is {value}; go on where it was begun, or allow it with "
+                        f"--sweep.allow-mixed True"
+                    )
+
+    def _write(self, unit: int, parts: dict[str, np.ndarray]) -> None:
+        region = slice(*self._span(unit))
+        waiting = [self._for_writing(name)[region].write(part) for name, part in parts.items()]
+        for write in waiting:
+            write.result()
+
+    def _delete_chunks(self, unit: int, parts: dict[str, np.ndarray]) -> None:
+        for name, part in parts.items():
+            self.store.delete(f"{name}/c/{unit}/0" if part.ndim == 2 else f"{name}/c/{unit}")
+
+    @property
+    def _panels(self) -> range:
+        return range(len(self.panels))
+
+    def _names(self, panel: int) -> list[str]:
+        """The arrays that a panel's records have checksums of."""
+        own = [f"{panel}/outputs", f"{panel}/status"]
+        return own if panel else ["masks", *own]
+
+    def _span(self, unit: int) -> list[int]:
+        rows = self.spec.unit_rows(unit)
+        return [int(rows[0]), int(rows[-1]) + 1]
+
+    def _done(self) -> dict[int, list[dict[str, Any]]]:
+        """The records of every unit that has one in each panel, by panel."""
+        found: list[dict[int, dict[str, Any]]] = []
+        for panel in self._panels:
+            folder = self.store / f"{panel}/done"
+            texts = folder.read_all(folder.names())
+            records = [self._valid(name, text) for name, text in texts.items()]
+            found.append({record["unit"]: record for record in records if record is not None})
+        return {
+            unit: [records[unit] for records in found]
+            for unit in found[0]
+            if all(unit in records for records in found)
+        }
+
+    def _valid(self, name: str, text: bytes | None) -> dict[str, Any] | None:
+        """A record that is whole, and of a unit as it is now: new members may have made it grow."""
+        if text is None:
+            return None
+        try:
+            record = unseal(text)
+        except Damaged:
+            return None
+        unit = record["unit"]
+        if not name.endswith(f"{unit:06d}.json") or unit >= self.spec.units:
+            return None
+        return record if record["members"] == self._span(unit) else None
+
+    def _is_whole(self, unit: int, by_panel: list[dict[str, Any]]) -> bool:
+        try:
+            for panel in self._panels:
+                for name in self._names(panel):
+                    list(self._unit_parts(name, {unit: by_panel[panel]}, ALL))
+        except UserError:
+            return False
+        return True
+
+    def _read(self, names: Sequence[str], members: slice, columns: slice = ALL) -> list[np.ndarray]:
+        """Some rows and columns of some arrays, checked."""
+        start, stop, _ = members.indices(self.spec.members)
+        units = range(start // self.spec.unit, math.ceil(stop / self.spec.unit))
+        done = self._done()
+        missing = [unit for unit in units if unit not in done]
+        if missing:
+            raise UserError(
+                f"{self.store} lacks {len(missing)} of {self.spec.units} units (first: "
+                f"{missing[0]}); run the sweep again to make what is missing"
+            )
+        joined = []
+        for name in names:
+            records = {unit: done[unit][_panel_of(name)] for unit in units}
+            parts = [
+                part[max(start - unit * self.spec.unit, 0) : stop - unit * self.spec.unit]
+                for unit, part in self._unit_parts(name, records, columns)
+            ]
+            joined.append(np.concatenate(parts))
+        return joined
+
+    def _unit_parts(
+        self, name: str, records: dict[int, dict[str, Any]], columns: slice
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Each unit's rows of some columns of an array, compared with its record."""
+        start, stop, _ = columns.indices(self._width(name))
+        blocks = slice(start // TARGET_BLOCK, math.ceil(stop / TARGET_BLOCK))
+        first = blocks.start * TARGET_BLOCK
+        # Whole blocks, since those have checksums.
+        read = slice(first, min(blocks.stop * TARGET_BLOCK, self._width(name)))
+        try:
+            array = self._for_reading(name)
+            units = list(records)
+            for at in range(0, len(units), READ_AHEAD):
+                rows = {u: array[slice(*self._span(u))] for u in units[at : at + READ_AHEAD]}
+                waiting = {
+                    unit: (part if part.rank == 1 else part[:, read]).read()
+                    for unit, part in rows.items()
+                }
+                for unit, future in waiting.items():
+                    part = future.result().reshape(rows[unit].shape[0], -1)
+                    if _digests(part) != records[unit]["sha256"][name][blocks]:
+                        raise Damaged(f"unit {unit} does not match its checksum")
+                    yield unit, part[:, start - first : stop - first]
+        except (*FAILURES, Damaged) as error:
+            raise UserError(
+                f"{self.store}/{name} is damaged ({reason(error)}); sweep again: what is damaged "
+                f"is made again"
+            ) from error
+
+    def _width(self, name: str) -> int:
+        """Columns of an array; of status, which has one dimension, 1."""
+        shape = self._schema(name)["shape"]
+        return shape[1] if len(shape) == 2 else 1
+
+    def _for_reading(self, name: str) -> Any:
+        if name not in self._arrays:
+            self._arrays[name] = self.store.open_array(name, self._schema(name))
+        return self._arrays[name]
+
+    def _for_writing(self, name: str) -> Any:
+        """The array, made where there is none, repaired or enlarged where that is needed."""
+        array, metadata = self._arrays.get(name), self._schema(name)
+        if array is None:
+            try:
+                array = self.store.open_array(name, metadata, create=True)
+            except FAILURES:
+                # Its description is damaged. All that it says follows from the arm.
+                self.store.delete(f"{name}/zarr.json")
+                array = self.store.open_array(name, metadata, create=True)
+        if array.shape[0] < self.spec.members:
+            array = array.resize(exclusive_max=metadata["shape"], expand_only=True).result()
+        self._arrays[name] = array
+        return array
+
+    def _parts(self, rows: Rows) -> dict[str, np.ndarray]:
+        """What each array gets of some members."""
+        ends = np.cumsum(self.panels)[:-1]
+        parts = {"masks": np.packbits(rows.masks, axis=1)}
+        for panel, outputs in enumerate(np.split(rows.outputs.astype("<f4"), ends, axis=1)):
+            # The status speaks of all targets of a member.
+            parts |= {f"{panel}/outputs": outputs, f"{panel}/status": rows.status}
+        return parts
+
+    def _schema(self, name: str) -> dict[str, Any]:
+        """Zarr metadata of an array."""
+        members, unit = self.spec.members, self.spec.unit
+        if name == "masks":
+            packed = math.ceil(self.spec.groups / 8)
+            return _metadata("uint8", [members, packed], [unit, packed], 0)
+        panel, kind = name.split("/")
+        if kind == "status":
+            return _metadata("uint8", [members], [unit], 255)
+        targets = self.panels[int(panel)]
+        shard = [unit, math.ceil(targets / TARGET_BLOCK) * TARGET_BLOCK]
+        return _metadata("float32", [members, targets], shard, "NaN", _shards(unit))
+
+
+def _panel_of(name: str) -> int:
+    """The panel whose records have the checksums of an array."""
+    return 0 if name == "masks" else int(name.partition("/")[0])
+
+
+def _record_name(panel: int, unit: int) -> str:
+    return f"{panel}/done/{unit:06d}.json"
+
+
+def _digests(part: np.ndarray) -> list[str]:
+    """A checksum of every block of columns."""
+    columns = part.reshape(len(part), -1)
+    blocks = range(0, columns.shape[1], TARGET_BLOCK)
+    return [hashlib.sha256(columns[:, b : b + TARGET_BLOCK].tobytes()).hexdigest() for b in blocks]
+
+
+def _shards(unit: int) -> dict[str, Any]:
+    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    return {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [unit, TARGET_BLOCK],
+            "codecs": [little_endian, {"name": "zstd", "configuration": {"level": 1}}],
+        },
+    }
+
+
+def _metadata(
+    dtype: str, shape: list[int], chunk: list[int], fill: int | str, *codecs: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "fill_value": fill,
+        **({"codecs": list(codecs)} if codecs else {}),
+    }
