@@ -75,15 +75,20 @@ def make_data() -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
     return images, rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
 
 
-def make_ours(case: Case, images: np.ndarray, labels: np.ndarray) -> Ours:
+def make_recipe(case: Case, images: np.ndarray) -> Recipe:
     optim = OptimConfig(
         name="sgd", schedule="constant", learning_rate=LEARNING_RATE, momentum=MOMENTUM,
         steps=case.steps, batch_size=case.batch_size,
     )  # fmt: skip
+    return Recipe(optim, fit_normaliser(images))
+
+
+def make_ours(case: Case, images: np.ndarray, labels: np.ndarray) -> Ours:
     examples = Examples(images, labels)
     model = build_model(ModelConfig(name=case.name, width=case.width), (28, 28, 1), CLASSES)
-    recipe = Recipe(optim, fit_normaliser(images))
-    task = Task(recipe, model, examples, examples.take(slice(0, TARGETS)), margin)
+    task = Task(
+        make_recipe(case, images), model, examples, examples.take(slice(0, TARGETS)), margin
+    )
     layout = find_layout(task).layout
     return Ours(Sweeper(task, layout), member_flops(task), str(layout))
 

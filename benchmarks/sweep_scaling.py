@@ -61,7 +61,7 @@ def measure(members: int, examples: int, targets: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         arm = Arm(Store(folder), spec, [targets])
         started = time.perf_counter()
-        sweep(sweeper, arm, design, lambda unit, rows: None)
+        sweep(sweeper, arm, design, range(spec.units))
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "peak_gb": peak / 1e9}

@@ -224,8 +224,12 @@ def stacked(case: Case, data: Data, members: int) -> None:
     train_side_by_side(case, data, [kept_of(len(data.labels), rng) for _ in range(members)])
 
 
-def _serve(connection: Connection, images: np.ndarray, labels: np.ndarray, targets: int) -> None:
+def use_one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def _serve(connection: Connection, images: np.ndarray, labels: np.ndarray, targets: int) -> None:
+    use_one_thread()
     while (order := connection.recv()) is not None:
         case, members = order
         one_process(case, as_data(images, labels, targets, case), members)
