@@ -4,16 +4,20 @@ Imports that take seconds come late, so that help and mistakes are quick and an 
 they load is met like any other.
 """
 
+import argparse
 import contextlib
+import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
+from typing import NoReturn
 
+from influence.interruption import Interrupted, end_at_once
 from training.errors import UserError
+from training.shards import Shard, find_shard, parse_shard
 
 USAGE = """\
 usage: accomplice COMMAND ...
@@ -21,36 +25,38 @@ usage: accomplice COMMAND ...
 Find the training examples that spoil a model, and prove it by retraining.
 
   run CONFIG.toml [--section.key VALUE ...] [--out RUN]    everything, then a report
-  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--dry-run]
-                                                           only retrain what is missing, or only
-                                                           say what that takes
+  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--shard i/k] [--dry-run]
+                                   only retrain what is missing or damaged (of part i of k), or
+                                   only say what that takes
 on a run directory RUN, each stage alone:
-  fit RUN        datamodels from the bank
-  audit RUN      scores, ranks and flags of the training examples
-  verify RUN     retrain without what was flagged
-  report RUN     write report.html
+  fit RUN                          datamodels from the bank
+  audit RUN                        scores, ranks and flags of the training examples
+  verify RUN                       retrain without what was flagged
+  report RUN                       write report.html
+and its bank:
+  status RUN [--json]              what is done, missing and damaged, how fast it goes
+  export RUN --to npz|parquet|csv --out FILE
+                                   masks, outputs and ids for other tools
+  merge RUN RUN --out RUN          two banks of one design, made in different places, as one
 
 `accomplice run --help` lists every key of the config with its default.
 Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 """
 
 STAGES = ("fit", "audit", "verify", "report")
+COMMANDS = ("run", "sweep", *STAGES, "status", "export", "merge")
 DRY_RUN = "--dry-run"
 INTERRUPTED = (130, 143)
 """Exit codes of SIGINT and SIGTERM."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (141: nobody reads the output any more)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         try:
-            return _dispatch(words)
+            with end_at_once():
+                return _dispatch(words)
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -59,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except Interrupted as stop:
         again = shlex.join(["accomplice", *words])
         print(f"Interrupted; what was finished is kept. To go on: {again}", file=sys.stderr)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+        return stop.exit_code
 
 
 def entry_point() -> None:
@@ -75,10 +81,6 @@ def entry_point() -> None:
     sys.exit(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -88,16 +90,18 @@ def _dispatch(words: list[str]) -> int:
         return _run_or_sweep(command, rest)
     if command in STAGES:
         return _stage(command, rest)
+    if command in BANK_COMMANDS:
+        return BANK_COMMANDS[command](rest)
     raise UserError(
-        f'unknown command "{command}"; commands are run, sweep, {", ".join(STAGES)} '
-        f"(accomplice --help)"
+        f'unknown command "{command}"; commands are {", ".join(COMMANDS)} (accomplice --help)'
     )
 
 
 def _run_or_sweep(command: str, rest: list[str]) -> int:
     from influence.config import Config, override, read_config
 
-    prog = f"accomplice {command} CONFIG.toml" + (f" [{DRY_RUN}]" if command == "sweep" else "")
+    more = f" [--shard i/k] [{DRY_RUN}]" if command == "sweep" else ""
+    prog = f"accomplice {command} CONFIG.toml{more}"
     if not rest or rest[0].startswith("-"):
         if {"-h", "--help"} & set(rest):
             override(Config(), ["--help"], prog)
@@ -107,6 +111,7 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
     if dry and command == "run":
         raise UserError(f"{DRY_RUN} belongs to accomplice sweep, which takes the same options")
     options = [word for word in rest[1:] if word != DRY_RUN]
+    shard, options = _shard(options) if command == "sweep" else (None, options)
     config, out = override(read_config(source), options, prog)
     pipeline = _start()
     out = out or default_out
@@ -118,9 +123,23 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
 
         print(plan(pipeline.prepare(config), out))
     else:
-        pipeline.sweep_stage(pipeline.prepare(config), out)
-        print(f"Bank complete: {out.resolve()}")
+        print(pipeline.sweep_alone(config, out, shard))
     return 0
+
+
+def _shard(options: list[str]) -> tuple[Shard, list[str]]:
+    """The part that this process makes: as `--shard` says, or a job system; and other options."""
+    from influence.progress import say
+
+    if "--shard" in options:
+        at = options.index("--shard")
+        if at + 1 == len(options):
+            raise UserError("--shard needs a value i/k, as in 0/16")
+        return parse_shard(options[at + 1]), options[:at] + options[at + 2 :]
+    shard, source = find_shard(os.environ)
+    if source:
+        say(f"Shard {shard}, from {source}")
+    return shard, options
 
 
 def _config_path(path: Path) -> tuple[Path, Path]:
@@ -151,6 +170,62 @@ def _stage(command: str, rest: list[str]) -> int:
             pipeline.report_stage(run, experiment)
     print(f"{command}: done, see {run.path.resolve()}")
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises mistakes as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; usage: {' '.join(self.format_usage().split()[1:])}")
+
+
+def _status(words: list[str]) -> int:
+    parser = _Parser("accomplice status", description="How far the sweep of a run is.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    options = parser.parse_args(words)
+    from influence.status import run_status
+
+    status = run_status(options.run)
+    print(json.dumps(status.as_json()) if options.json else status)
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    parser = _Parser("accomplice export", description="The finished members of a run as one file.")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--to", choices=("npz", "parquet", "csv"), required=True)
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True)
+    options = parser.parse_args(words)
+    from influence.export import export_run
+
+    missing = export_run(options.run, options.to, options.out)
+    note = f"; {missing:,} members are not done yet and left out" if missing else ""
+    print(f"Exported: {options.out.resolve()}{note}")
+    return 0
+
+
+def _merge(words: list[str]) -> int:
+    parser = _Parser("accomplice merge", description="Two banks of one design as one.")
+    parser.add_argument("first", metavar="RUN", type=Path)
+    parser.add_argument("second", metavar="RUN", type=Path)
+    parser.add_argument(
+        "--out", metavar="RUN", type=Path, required=True, help="a new run directory"
+    )
+    parser.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="also of other devices, layouts or JAX versions: low bits may differ",
+    )
+    options = parser.parse_args(words)
+    from influence.merge import merge
+
+    merge(options.first, options.second, options.out, allow_mixed=options.allow_mixed)
+    print(f"Merged: {options.out.resolve()}")
+    return 0
+
+
+BANK_COMMANDS = {"status": _status, "export": _export, "merge": _merge}
 
 
 def _start() -> ModuleType:

@@ -18,6 +18,7 @@ from influence.audit import flag, score, suspect
 from influence.caveats import caveats
 from influence.config import Config, read_config
 from influence.experiment import Experiment, prepare
+from influence.interruption import end_in_good_order
 from influence.layout import fixed_layout, with_layout
 from influence.progress import say, sweep_progress
 from influence.report import write_report
@@ -33,8 +34,9 @@ from influence.run import (
 from training.arm import Arm
 from training.bank import Bank, require_space
 from training.errors import UserError
+from training.shards import WHOLE, Shard
 from training.store import Store
-from training.sweep import Design, Sweeper, sweep
+from training.sweep import Design, Sweeper, Task, sweep
 
 
 def run_all(config: Config, out: Path) -> Run:
@@ -60,35 +62,51 @@ def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
     return run, experiment, bank
 
 
-def sweep_stage(experiment: Experiment, out: Path) -> tuple[Run, Experiment, Bank]:
-    """Create or resume the run directory and retrain every member that is missing.
+def sweep_stage(
+    experiment: Experiment, out: Path, shard: Shard = WHOLE
+) -> tuple[Run, Experiment, Bank]:
+    """Create or resume the run directory and retrain what is missing or damaged.
 
-    Returns the run, the experiment with the layout that the run has, and the bank.
+    Args:
+        experiment: what to sweep.
+        out: the run directory.
+        shard: the part of the units that this process makes.
+
+    Returns:
+        The run, the experiment with the layout that the run has, and the bank.
     """
     for note in experiment.notes:
         say(f"Note: {note}")
-    planned = with_layout(experiment, out)
-    specs = arm_specs(planned)
-    sweeper = Sweeper(main_task(planned), fixed_layout(planned))
-    if find_bank(planned.config, out) is None:
+    experiment = with_layout(experiment, out)
+    if find_bank(experiment.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
-        sweeper.require_memory()
-        place = Store(bank_location(planned.config, out))
-        require_space(place, list(specs.values()), len(planned.targets))
-    bank = start(out, planned, specs)
+        Sweeper(main_task(experiment), fixed_layout(experiment)).require_memory()
+        place = Store(bank_location(experiment.config, out))
+        require_space(place, list(arm_specs(experiment).values()), len(experiment.targets))
+    bank = start(out, experiment, arm_specs(experiment))
     # Another process may have been first, with another layout.
     experiment = with_layout(experiment, out)
     run = Run(out)
     check_same(run, bank, experiment, arm_specs(experiment))
     keep_up_to_date(run, experiment, bank)
-    if fixed_layout(experiment) != sweeper.layout:
-        sweeper = Sweeper(main_task(experiment), fixed_layout(experiment))
     arms = {
         f"Sweep: {name}": (bank.arm(name), design)
         for name, design in designs(experiment.config).items()
     }
-    _make_missing(run, experiment, sweeper, arms)
+    _make_missing(run, experiment, main_task(experiment), arms, shard)
     return run, experiment, bank
+
+
+def sweep_alone(config: Config, out: Path, shard: Shard) -> str:
+    """The sweep of one process of maybe many; returns what there is to say at its end."""
+    _, _, bank = sweep_stage(prepare(config), out, shard)
+    left = sum(len(arm.missing_units()) for arm in bank.arms.values())
+    if left:
+        return (
+            f"Shard {shard} complete; {left:,} units of others are missing. Once all processes "
+            f"have ended, the same command with --shard 0/1 makes what they left"
+        )
+    return f"Bank complete: {bank.store}"
 
 
 def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
@@ -134,8 +152,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     planned = verification.planned(run, experiment)
     bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
     arms = {"Verify by retraining": (bank.arm(verification.ARM), planned.design)}
-    sweeper = Sweeper(verification.task(experiment), fixed_layout(experiment))
-    _make_missing(run, experiment, sweeper, arms)
+    _make_missing(run, experiment, verification.task(experiment), arms)
     found = verification.measure(run, experiment)
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
@@ -157,15 +174,30 @@ def report_stage(run: Run, experiment: Experiment) -> None:
 
 
 def _make_missing(
-    run: Run, experiment: Experiment, sweeper: Sweeper, arms: Mapping[str, tuple[Arm, Design]]
+    run: Run,
+    experiment: Experiment,
+    task: Task,
+    arms: Mapping[str, tuple[Arm, Design]],
+    shard: Shard = WHOLE,
 ) -> None:
-    """Retrain what the arms lack, each with a progress bar; compiled once for all of them."""
-    missing = [title for title, (arm, _) in arms.items() if arm.unfinished_units()]
-    if not missing:
+    """Retrain what the shard's part of the arms lacks, compiled once for all of them."""
+    config = experiment.config.sweep
+    work, first = [], 0
+    for title, (arm, design) in arms.items():
+        own = [unit for unit in range(arm.spec.units) if shard.owns(first + unit)]
+        first += arm.spec.units
+        todo = arm.unfinished_units(own)
+        if todo:
+            work.append((title, arm, design, own, todo))
+    if not work:
         return
+    sweeper = Sweeper(task, fixed_layout(experiment))
     sweeper.require_memory()
+    if not config.allow_mixed:
+        for _, arm, *_ in work:
+            arm.check_made_on(sweeper.made_on())
     say(f"Retraining on {sweeper.layout}")
-    for title in missing:
-        arm, design = arms[title]
-        with sweep_progress(title, arm, run.progress) as on_unit:
-            sweep(sweeper, arm, design, on_unit, allow_mixed=experiment.config.sweep.allow_mixed)
+    with end_in_good_order(config.grace, say) as stop:
+        for title, arm, design, own, todo in work:
+            with sweep_progress(title, arm.spec, own, todo, run.progress) as on_unit:
+                sweep(sweeper, arm, design, todo, on_unit, stop)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from training.arm import Arm, Rows, Status
+from training.arm import ArmSpec, Rows, Status
 
 console = Console(stderr=True, soft_wrap=True)
 
@@ -41,13 +41,21 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def sweep_progress(title: str, arm: Arm, log: Path) -> Iterator[Callable[[int, Rows], None]]:
-    """A progress bar over an arm's members, and a line in metrics.jsonl for each unit.
+def sweep_progress(
+    title: str, spec: ArmSpec, units: Sequence[int], missing: Sequence[int], log: Path
+) -> Iterator[Callable[[int, Rows], None]]:
+    """A progress bar over members, and a line in metrics.jsonl for each unit.
 
     Where standard error is no terminal, a line now and then takes the place of the bar.
+
+    Args:
+        title: before the bar.
+        spec: of the arm.
+        units: those of its units that this process is to see done.
+        missing: those of them that are not done yet.
+        log: the file that gets the lines.
     """
-    spec = arm.spec
-    missing = sum(len(spec.unit_rows(unit)) for unit in arm.missing_units())
+    total, left = (sum(len(spec.unit_rows(unit)) for unit in some) for some in (units, missing))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -60,17 +68,17 @@ def sweep_progress(title: str, arm: Arm, log: Path) -> Iterator[Callable[[int, R
     # The speed is that of the last hour: units may take minutes.
     bar = Progress(*columns, console=console, speed_estimate_period=3600)
     with bar, log.open("a", encoding="utf-8") as file:
-        task = bar.add_task(title, total=spec.members, completed=spec.members - missing)
+        task = bar.add_task(title, total=total, completed=total - left)
 
         def on_unit(unit: int, rows: Rows) -> None:
             nonlocal said
             bar.advance(task, len(rows.status))
             now, shown = time.monotonic(), bar.tasks[task]
             if not console.is_terminal and now - said >= SILENCE and shown.speed:
-                said, left = now, (spec.members - shown.completed) / shown.speed
+                said, wait = now, (total - shown.completed) / shown.speed
                 say(
-                    f"{title}: {shown.completed:,.0f} of {spec.members:,} members, "
-                    f"{shown.speed:.2g} a second, about {duration(left)} left"
+                    f"{title}: {shown.completed:,.0f} of {total:,} members, "
+                    f"{shown.speed:.2g} a second, about {duration(wait)} left"
                 )
             line = {
                 "time": round(time.time(), 3),

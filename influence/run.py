@@ -16,12 +16,12 @@ from typing import Any
 from influence.config import Config, read_config, write_toml
 from influence.experiment import Experiment, identity, identity_hash
 from training.arm import ArmSpec
-from training.bank import Bank, Manifest, Panel
+from training.bank import Bank, Manifest, Panel, differences
 from training.data import examples_hash
 from training.errors import UserError
 from training.files import write_atomically
 
-FREE_KEYS = (("sweep", "unit"), ("sweep", "allow_mixed"), ("sweep", "bank"))
+FREE_KEYS = (("sweep", "unit"), ("sweep", "grace"), ("sweep", "allow_mixed"), ("sweep", "bank"))
 """Keys of those sections that may change in a run: they decide how the work is done."""
 
 RECORDED_VERSIONS = (
@@ -191,32 +191,16 @@ def check_same(run: Run, bank: Bank, experiment: Experiment, arms: Mapping[str, 
     Raises:
         UserError: naming what differs, and both values.
     """
-    before, now = _compared(bank.manifest), _compared(new_manifest(experiment, arms))
-    differs = [
-        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
-    ]
+    differs = differences(bank.manifest, new_manifest(experiment, arms))
     if not differs:
         return
     # A hash says little: name the key of the config behind it, if there is one.
-    changes = _config_changes(run, experiment.config)
-    changes += [(name, before.get(name), now.get(name)) for name in differs]
+    changes = _config_changes(run, experiment.config) + differs
     name, left, right = changes[0]
     raise UserError(
-        f"{bank.store} holds a different run: {name} is {_shown(left)} there and {_shown(right)} "
+        f"{bank.store} holds a different run: {name} is {shown(left)} there and {shown(right)} "
         f"here; choose another --out"
     )
-
-
-def _compared(manifest: Manifest) -> dict[str, Any]:
-    """What two calls on one bank must share, as dotted names."""
-    # How the work is cut is no part of a run: the stored unit holds.
-    arms = {
-        name: dataclasses.asdict(dataclasses.replace(spec, unit=1))
-        for name, spec in manifest.arms.items()
-    }
-    panels = [dataclasses.asdict(panel) for panel in manifest.panels]
-    targets = {"target_ids": list(manifest.target_ids), "targets": panels}
-    return _flat("", {"parts": manifest.parts, "arms": arms} | targets)
 
 
 def _config_changes(run: Run, new: Config) -> list[tuple[str, Any, Any]]:
@@ -233,17 +217,8 @@ def _config_changes(run: Run, new: Config) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    """Nested tables as dotted names."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    leaves: dict[str, Any] = {}
-    for key, inner in value.items():
-        leaves |= _flat(f"{prefix}.{key}".removeprefix("."), inner)
-    return leaves
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a manifest, for a message."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return str(value)

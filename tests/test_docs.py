@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from training.bank import Bank
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = [
@@ -54,7 +56,7 @@ def workplace(tmp_path):
 
 
 def run(command, folder, extra=()):
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     settings = {}
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
@@ -72,7 +74,8 @@ def run(command, folder, extra=()):
 @pytest.mark.parametrize(("page", "block"), blocks("sh"))
 def test_commands_of_the_docs_run(page, block, workplace):
     for command in block.strip().splitlines():
-        assert run(command, workplace, SMALL)
+        takes_options = command.split()[1] in ("run", "sweep") and ".toml" in command
+        assert run(command, workplace, SMALL if takes_options else ())
 
 
 def test_make_is_all_a_newcomer_types():
@@ -95,6 +98,15 @@ def test_the_python_of_the_readme_runs():
     ((_, code),) = [block for block in blocks("python") if "import datamodels" in block[1]]
     exec(code, names)
     assert names["model"].weights.shape == (5, 2)
+
+
+def test_the_python_that_opens_a_bank_runs(workplace, monkeypatch):
+    run("accomplice sweep configs/digits.toml", workplace, SMALL)
+    monkeypatch.chdir(workplace)
+    ((_, code),) = [block for block in blocks("python") if "Bank.open" in block[1]]
+    names = {"Bank": Bank}
+    exec(code, names)
+    assert names["arm"].read_outputs(slice(0, 1024), slice(64)).shape == (40, 120)
 
 
 def example(folder, *words):

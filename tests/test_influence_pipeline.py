@@ -1,9 +1,11 @@
 """The whole pipeline on small real runs: files, replay, resume, interruption, report."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from influence import progress
+from influence import pipeline, progress
 from influence.cli import STAGES, main
 from influence.config import read_config
 from training import layouts
@@ -135,30 +137,56 @@ def test_a_stage_names_the_one_to_run_first(copied, capsys, stage, gone):
     assert "run first: accomplice" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("code", "stop"), [(130, KeyboardInterrupt), (143, lambda: signal.raise_signal(signal.SIGTERM))]
-)
+@pytest.mark.parametrize(("code", "number"), [(130, signal.SIGINT), (143, signal.SIGTERM)])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    finished, tmp_path, monkeypatch, capsys, code, stop
+    finished, tmp_path, monkeypatch, capsys, code, number
 ):
     run = tmp_path / "cut"
     commit = Arm.commit
 
-    def commit_one_then_stop(self, unit, rows, made_on):
-        commit(self, unit, rows, made_on)
-        outcome = stop()
-        if isinstance(outcome, BaseException):
-            raise outcome
+    def commit_then_stop(self, unit, rows, made):
+        commit(self, unit, rows, made)
+        if unit == 0:
+            os.kill(os.getpid(), number)
 
     words = ["run", SMOKE, "--out", str(run)]
     with monkeypatch.context() as patch:
-        patch.setattr(Arm, "commit", commit_one_then_stop)
+        patch.setattr(Arm, "commit", commit_then_stop)
         assert main(words) == code
-    assert f"accomplice {' '.join(words)}" in capsys.readouterr().err
-    assert len(list((run / "bank").rglob("done/*.json"))) == 1
+    said = capsys.readouterr().err
+    assert "Stopping within 25 s: what is in training is finished first, if it can be\n" in said
+    assert f"To go on: accomplice {' '.join(words)}" in said
+    assert 1 <= len(list((run / "bank").rglob("done/*.json"))) < 3
     assert main(words) == 0
     ours, theirs = bank_bytes(run), bank_bytes(finished)
     assert ours == theirs
+
+
+@pytest.mark.parametrize(("grace", "code"), [("0.2", 143), ("1000", 130)])
+def test_the_end_of_grace_or_a_second_signal_stops_at_once(
+    finished, tmp_path, monkeypatch, grace, code
+):
+    """A commit that does not end: nothing waits for it."""
+    run, hold, told, commit = tmp_path / "cut", threading.Event(), threading.Event(), Arm.commit
+
+    def stop_and_hold(self, unit, rows, made):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told.wait(60)
+        if grace == "1000":
+            os.kill(os.getpid(), signal.SIGINT)
+        assert hold.wait(60)
+        commit(self, unit, rows, made)
+
+    words = ["run", SMOKE, "--out", str(run), "--sweep.grace", grace]
+    with monkeypatch.context() as patch:
+        patch.setattr(Arm, "commit", stop_and_hold)
+        patch.setattr(pipeline, "say", lambda line: told.set() if "Stopping" in line else None)
+        assert main(words) == code
+    assert not list((run / "bank").rglob("done/*.json"))
+    # What was held goes on, as a process would that nobody could stop.
+    hold.set()
+    assert main(words) == 0
+    assert bank_bytes(run) == bank_bytes(finished)
 
 
 def test_the_unit_size_changes_no_bit_of_a_run(finished, tmp_path):

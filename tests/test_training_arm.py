@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import arm as arm_module
-from training.arm import Arm, ArmSpec, Rows, Status
+from training.arm import Arm, ArmSpec, Made, Rows, Status
 from training.errors import UserError
 from training.store import Store, seal
 
@@ -43,7 +43,7 @@ def make_arm(folder, spec=None, panels=(5,)):
 
 def commit(arm, rows, unit):
     members = arm.spec.unit_rows(unit)
-    arm.commit(unit, Rows(*(part[members] for part in rows)), {"device_kind": "cpu"})
+    arm.commit(unit, Rows(*(part[members] for part in rows)), Made({"device_kind": "cpu"}))
 
 
 def fill(arm, rows):

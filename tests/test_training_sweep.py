@@ -54,7 +54,7 @@ def sweeper():
 
 def run_sweep(sweeper, folder, design, spec, on_unit=lambda unit, rows: None):
     arm = Arm(Store(folder), spec, [TARGETS])
-    sweep(sweeper, arm, design, on_unit)
+    sweep(sweeper, arm, design, arm.unfinished_units(), on_unit)
     return arm.read()
 
 
@@ -124,6 +124,48 @@ def test_interrupted_and_resumed_equals_uninterrupted(sweeper, tmp_path):
     assert made == [2, 3, 4]
     for first, second in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_asked_to_stop_it_finishes_what_is_in_training_and_begins_nothing(sweeper, tmp_path):
+    design, spec = Bernoulli(0.5), make_spec(Bernoulli(0.5), unit=16)
+    arm, made = Arm(Store(tmp_path), spec, [TARGETS]), []
+    sweep(
+        sweeper,
+        arm,
+        design,
+        range(spec.units),
+        lambda unit, rows: made.append(unit),
+        stop=lambda: bool(made),
+    )
+    # The second was in training when the first was committed.
+    assert made in ([0, 1], [0, 1, 2])
+    assert arm.missing_units() == [unit for unit in range(5) if unit not in made]
+
+
+def test_a_unit_that_another_process_finished_meanwhile_is_left_alone(sweeper, tmp_path):
+    design, spec = Bernoulli(0.5), make_spec(Bernoulli(0.5), unit=16)
+    ours, theirs = (Arm(Store(tmp_path), spec, [TARGETS]) for _ in range(2))
+    made = []
+
+    def others_finish_the_rest(unit, rows):
+        made.append(unit)
+        if unit == 0:
+            sweep(sweeper, theirs, design, [2, 3, 4])
+
+    sweep(sweeper, ours, design, range(5), others_finish_the_rest)
+    assert set(made) <= {0, 1, 2}
+    assert ours.unfinished_units() == []
+
+
+def test_a_damaged_unit_is_made_again_with_the_same_bits(sweeper, tmp_path):
+    design, spec = Bernoulli(0.5), make_spec(Bernoulli(0.5), unit=16)
+    before = run_sweep(sweeper, tmp_path, design, spec)
+    shard = tmp_path / "0" / "outputs" / "c" / "3" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    made = []
+    after = run_sweep(sweeper, tmp_path, design, spec, lambda unit, rows: made.append(unit))
+    assert made == [3]
+    np.testing.assert_array_equal(before.outputs, after.outputs)
 
 
 def test_a_lost_unit_is_made_again_with_the_same_bits(sweeper, tmp_path):

@@ -19,7 +19,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +96,17 @@ class ArmSpec:
         return self.members * (4 * targets + math.ceil(self.groups / 8) + 1)
 
 
+@dataclass(frozen=True)
+class Made:
+    """Where and when a unit was made."""
+
+    made_on: dict[str, Any]
+    """Device kind, layout, version of JAX: what low bits depend on."""
+    time: float = field(default_factory=lambda: round(time.time(), 3))
+    """Seconds since the epoch."""
+    host: str = field(default_factory=platform.node)
+
+
 class Arm:
     """One arm of a bank, opened for reading and for committing units.
 
@@ -127,34 +138,39 @@ class Arm:
 
     def is_done(self, unit: int) -> bool:
         """Whether the unit has a done-record of every panel at this moment."""
-        texts = self.store.read_all([_record_name(panel, unit) for panel in self._panels])
-        return all(self._valid(name, text) is not None for name, text in texts.items())
+        return unit in self._done([unit])
 
     def damaged_units(self) -> list[int]:
         """Units that are done and do not match their checksums, in order; reads all of them."""
-        return sorted(u for u, records in self._done().items() if not self._is_whole(u, records))
+        done = self._done()
+        return [unit for unit in sorted(done) if not self._is_whole(unit, done[unit])]
 
-    def unfinished_units(self) -> list[int]:
-        """Units to make: missing ones and damaged ones, in order; reads all that is done."""
-        return sorted([*self.missing_units(), *self.damaged_units()])
+    def unfinished_units(self, units: Sequence[int] | None = None) -> list[int]:
+        """Units to make, missing ones and damaged ones, in order.
+
+        Args:
+            units: which to look at, since they have to be read for it; all by default.
+        """
+        done = self._done(units)
+        wanted = range(self.spec.units) if units is None else units
+        return [unit for unit in wanted if unit not in done or not self._is_whole(unit, done[unit])]
 
     def records(self) -> dict[int, dict[str, Any]]:
         """The done-record of every done unit, as the last panel has it."""
         return {unit: by_panel[-1] for unit, by_panel in self._done().items()}
 
-    def commit(self, unit: int, rows: Rows, made_on: dict[str, Any]) -> None:
+    def commit(self, unit: int, rows: Rows, made: Made) -> None:
         """Write a whole unit, then its done-records.
 
         Args:
             unit: which.
             rows: exactly the members `spec.unit_rows(unit)`; outputs of all panels, in order.
-            made_on: where (device kind, layout, versions); kept in the record.
+            made: kept in the record.
 
         Raises:
             UserError: it cannot be written.
         """
         parts = self._parts(rows)
-        made = {"made_on": made_on, "time": round(time.time(), 3), "host": platform.node()}
         try:
             try:
                 self._write(unit, parts)
@@ -164,8 +180,10 @@ class Arm:
                 self._write(unit, parts)
             for panel in self._panels:
                 digests = {name: _digests(parts[name]) for name in self._names(panel)}
-                record = {"unit": unit, "members": self._span(unit), "sha256": digests} | made
-                self.store.write(_record_name(panel, unit), seal(record))
+                record = {"unit": unit, "members": self._span(unit), "sha256": digests} | asdict(
+                    made
+                )
+                (self.store / f"{panel}/done").write(_record_name(unit), seal(record))
         except (*FAILURES, UserError) as error:
             raise UserError(
                 f"cannot write unit {unit} to {self.store} ({reason(error)}); free some space or "
@@ -247,12 +265,13 @@ class Arm:
         rows = self.spec.unit_rows(unit)
         return [int(rows[0]), int(rows[-1]) + 1]
 
-    def _done(self) -> dict[int, list[dict[str, Any]]]:
-        """The records of every unit that has one in each panel, by panel."""
+    def _done(self, units: Sequence[int] | None = None) -> dict[int, list[dict[str, Any]]]:
+        """The records of every unit (or of some) that has one in each panel, by panel."""
         found: list[dict[int, dict[str, Any]]] = []
         for panel in self._panels:
             folder = self.store / f"{panel}/done"
-            texts = folder.read_all(folder.names())
+            names = folder.names() if units is None else [_record_name(unit) for unit in units]
+            texts = folder.read_all(names)
             records = [self._valid(name, text) for name, text in texts.items()]
             found.append({record["unit"]: record for record in records if record is not None})
         return {
@@ -270,7 +289,7 @@ class Arm:
         except Damaged:
             return None
         unit = record["unit"]
-        if not name.endswith(f"{unit:06d}.json") or unit >= self.spec.units:
+        if name != _record_name(unit) or unit >= self.spec.units:
             return None
         return record if record["members"] == self._span(unit) else None
 
@@ -287,7 +306,7 @@ class Arm:
         """Some rows and columns of some arrays, checked."""
         start, stop, _ = members.indices(self.spec.members)
         units = range(start // self.spec.unit, math.ceil(stop / self.spec.unit))
-        done = self._done()
+        done = self._done(units)
         missing = [unit for unit in units if unit not in done]
         if missing:
             raise UserError(
@@ -386,8 +405,8 @@ def _panel_of(name: str) -> int:
     return 0 if name == "masks" else int(name.partition("/")[0])
 
 
-def _record_name(panel: int, unit: int) -> str:
-    return f"{panel}/done/{unit:06d}.json"
+def _record_name(unit: int) -> str:
+    return f"{unit:06d}.json"
 
 
 def _digests(part: np.ndarray) -> list[str]:

@@ -9,7 +9,7 @@ The location is a run directory, or wherever a run keeps its bank.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from jaxtyping import Int
 from training.arm import Arm, ArmSpec
 from training.errors import UserError
 from training.store import Damaged, Store, seal, unseal
+
+MANIFEST = "manifest.json"
 
 FORMAT = 2
 """Of the files; raised when an older bank can no longer be read."""
@@ -164,7 +166,32 @@ class Bank:
                 return Bank(self.store, after)
 
 
-MANIFEST = "manifest.json"
+def differences(before: Manifest, now: Manifest) -> list[tuple[str, Any, Any]]:
+    """What two manifests of one bank must share and do not: its name, and both values."""
+    left, right = _compared(before), _compared(now)
+    names = sorted(left.keys() | right.keys())
+    return [(n, left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n)]
+
+
+def _compared(manifest: Manifest) -> dict[str, Any]:
+    """What decides the bits, as dotted names."""
+    # How the work is cut is no part of a run: the stored unit holds.
+    arms = {name: asdict(replace(spec, unit=1)) for name, spec in manifest.arms.items()}
+    targets = {
+        "target_ids": list(manifest.target_ids),
+        "targets": [asdict(panel) for panel in manifest.panels],
+    }
+    return _flat("", {"parts": manifest.parts, "arms": arms} | targets)
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items():
+        leaves |= _flat(f"{prefix}.{key}".removeprefix("."), inner)
+    return leaves
 
 
 def require_space(store: Store, specs: Sequence[ArmSpec], targets: int) -> None:

@@ -1,7 +1,7 @@
 """The sweep: train every member of an arm and commit its outputs, unit by unit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 
-from training.arm import Arm, ArmSpec, Rows, Status
+from training.arm import Arm, ArmSpec, Made, Rows, Status
 from training.errors import UserError
 from training.examples import Examples
 from training.models import Model
@@ -64,6 +64,8 @@ class SweepConfig:
     bank: str = ""
     """Where the bank is kept: a folder, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX; "": in the run
     directory."""
+    grace: float = 25.0
+    """Seconds that a sweep takes to finish what is in training, when it is interrupted."""
     allow_mixed: bool = False
     """Let a sweep go on with another device kind, layout or JAX version: low bits may differ."""
 
@@ -188,38 +190,44 @@ def sweep(
     sweeper: Sweeper,
     arm: Arm,
     design: Design,
-    on_unit: Callable[[int, Rows], None],
-    *,
-    allow_mixed: bool = False,
+    units: Sequence[int],
+    on_unit: Callable[[int, Rows], None] = lambda unit, rows: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Make every unit of the arm that is missing or damaged; what is done is left alone.
+    """Make units of an arm.
 
     While a unit trains, the one before is fetched, written and reported by a thread of its own.
-    Interrupted at any point, a later call continues and ends with the same bits.
+    Interrupted at any point, a later call continues and ends with the same bits. A unit that
+    another process finished in the meantime is left alone.
 
     Args:
         sweeper: the compiled task.
         arm: where the members go.
         design: gives each member its mask, row and replicate.
+        units: which to make: missing or damaged ones.
         on_unit: called after each commit with the unit's number and rows, in that thread.
-        allow_mixed: go on even where finished units were made on another device kind, layout or
-            JAX version.
+        stop: asked before each unit; once it says so, what is in training is finished, and no
+            other unit begun.
 
     Raises:
-        UserError: they were, and it is not allowed; or a unit cannot be written.
+        UserError: a unit cannot be written.
     """
-    if not allow_mixed:
-        arm.check_made_on(sweeper.made_on())
     root = root_key(arm.spec.seed, arm.spec.stream)
+    missing = set(arm.missing_units())
 
     def finish(unit: int, masks: Bool[np.ndarray, "u n"], launched: Launched) -> None:
         rows = Rows(masks, *launched.fetch())
-        arm.commit(unit, rows, sweeper.made_on())
+        arm.commit(unit, rows, Made(sweeper.made_on()))
         on_unit(unit, rows)
 
-    with ThreadPoolExecutor(1) as other_thread:
+    other_thread = ThreadPoolExecutor(1)
+    try:
         before = None
-        for unit in arm.unfinished_units():
+        for unit in units:
+            if stop():
+                break
+            if unit in missing and arm.is_done(unit):
+                continue
             members = arm.spec.unit_rows(unit)
             masks = design.masks(root, members, arm.spec.groups)
             launched = sweeper.start(_keys(root, arm.spec, design, members), masks)
@@ -229,6 +237,9 @@ def sweep(
             before = other_thread.submit(finish, unit, masks, launched)
         if before is not None:
             before.result()
+    finally:
+        # After an interruption, nothing waits for what is in training.
+        other_thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _keys(
