@@ -1,14 +1,16 @@
 """The arms of a run's bank: their designs, and what every member of them does."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from datamodels.design import Bernoulli
 from influence.config import Config
 from influence.experiment import Experiment
 from training.arm import ArmSpec, Rows
-from training.bank import Bank
+from training.bank import Bank, Manifest
 from training.errors import UserError
 from training.parallel import local_layout
 from training.seeds import root_key
@@ -21,11 +23,12 @@ STREAMS = {"main": 0, "replicates": 1, "verification": 2}
 def designs(config: Config) -> dict[str, Bernoulli]:
     """The design of each arm, by the arm's name.
 
-    Where all members share one training key, replicates would all be the same.
+    There are no replicates where none are asked for, or where all members share one training key:
+    they would all be the same.
     """
     sweep = config.sweep
     main = {"main": Bernoulli(sweep.alpha)}
-    if sweep.seeds == "common":
+    if sweep.seeds == "common" or not sweep.replicate_masks:
         return main
     return main | {"replicates": Bernoulli(sweep.alpha, sweep.replicate_seeds)}
 
@@ -46,7 +49,7 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
             name=name,
             members=members[name],
             groups=len(experiment.train),
-            unit=unit_size(sweep, members[name]),
+            unit=unit_size(sweep),
             seed=sweep.seed,
             stream=STREAMS[name],
             design=design.describe(),
@@ -56,39 +59,59 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
     }
 
 
-def unit_size(sweep: SweepConfig, members: int) -> int:
+def unit_size(sweep: SweepConfig) -> int:
     """The unit of a new arm: whole launches of this machine, so that no device runs for nothing.
 
     `sweep` has its width, that is, no search is left to do.
     """
     launch = local_layout(sweep.width).launch
-    return min(math.ceil(sweep.unit / launch) * launch, members)
+    return math.ceil(sweep.unit / launch) * launch
 
 
-def main_task(experiment: Experiment) -> Task:
-    """What every member of the sweep does."""
+def main_task(experiment: Experiment, manifest: Manifest | None = None) -> Task:
+    """What every member of the sweep does.
+
+    Args:
+        experiment: what is trained, and on what targets.
+        manifest: of a bank, whose order and panels the targets get.
+    """
+    examples, panels = experiment.targets.examples, (len(experiment.targets),)
+    if manifest is not None:
+        examples = examples.take(_positions(experiment.targets.ids, manifest.target_ids))
+        panels = tuple(panel.targets for panel in manifest.panels)
     return Task(
         experiment.recipe,
         experiment.model,
         experiment.train.examples,
-        experiment.targets.examples,
+        examples,
         experiment.output,
+        panels,
     )
 
 
-def read_arms(bank: Bank, config: Config) -> tuple[Rows, Rows | None]:
+def _positions(ids: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " t"]:
+    """Where each of the wanted ids stands."""
+    order = {id: position for position, id in enumerate(ids)}
+    return np.array([order[id] for id in wanted])
+
+
+def read_arms(bank: Bank, experiment: Experiment) -> tuple[Rows, Rows | None]:
     """The members of (the main arm, the replicates if there are any), each unit checked.
+
+    Outputs are in the order of the experiment's targets.
 
     Raises:
         UserError: units are missing or damaged, or masks are not those of the design.
     """
-    arms = {name: bank.arm(name).read() for name in designs(config)}
-    for name, design in designs(config).items():
-        spec = bank.arm(name).spec
+    columns = _positions(bank.target_ids, experiment.targets.ids)
+    arms = {}
+    for name, design in designs(experiment.config).items():
+        rows, spec = bank.arm(name).read(), bank.arm(name).spec
         root, members = root_key(spec.seed, spec.stream), np.arange(spec.members)
-        if (design.masks(root, members, spec.groups) != arms[name].masks).any():
+        if (design.masks(root, members, spec.groups) != rows.masks).any():
             raise UserError(
                 f"{bank.store}: the masks of {name} are not those of its design, so they come from "
                 f"another version of the code or of JAX; sweep again into another --out"
             )
+        arms[name] = rows._replace(outputs=rows.outputs[:, columns])
     return arms["main"], arms.get("replicates")

@@ -23,6 +23,11 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
             "All members share one training key, so weights and effects hold for this seed; there "
             "is no ceiling. The verification used seeds of its own."
         )
+    elif fit["ceiling"] is None:
+        found.append(
+            "No mask was retrained with several seeds (sweep.replicate_masks = 0), so there is no "
+            "ceiling to compare R2 with."
+        )
     if verify["accuracy"]["before"][0] <= verify["majority"]:
         found.append(
             f"Trained on everything, the model is right on {verify['accuracy']['before'][0]:.0%} "

@@ -24,10 +24,11 @@ usage: accomplice COMMAND ...
 
 Find the training examples that spoil a model, and prove it by retraining.
 
-  run CONFIG.toml [--section.key VALUE ...] [--out RUN]    everything, then a report
-  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--shard i/k] [--dry-run]
+  run CONFIG.toml [--section.key VALUE ...] [--out RUN] [--retrain]
+                                   everything, then a report
+  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--shard i/k] [--retrain] [--dry-run]
                                    only retrain what is missing or damaged (of part i of k), or
-                                   only say what that takes
+                                   only say what that takes; --retrain: again, for new targets
 on a run directory RUN, each stage alone:
   fit RUN                          datamodels from the bank
   audit RUN                        scores, ranks and flags of the training examples
@@ -46,6 +47,7 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 STAGES = ("fit", "audit", "verify", "report")
 COMMANDS = ("run", "sweep", *STAGES, "status", "export", "merge")
 DRY_RUN = "--dry-run"
+RETRAIN = "--retrain"
 INTERRUPTED = (130, 143)
 """Exit codes of SIGINT and SIGTERM."""
 
@@ -100,7 +102,7 @@ def _dispatch(words: list[str]) -> int:
 def _run_or_sweep(command: str, rest: list[str]) -> int:
     from influence.config import Config, override, read_config
 
-    more = f" [--shard i/k] [{DRY_RUN}]" if command == "sweep" else ""
+    more = f" [--shard i/k] [{RETRAIN}] [{DRY_RUN}]" if command == "sweep" else f" [{RETRAIN}]"
     prog = f"accomplice {command} CONFIG.toml{more}"
     if not rest or rest[0].startswith("-"):
         if {"-h", "--help"} & set(rest):
@@ -110,20 +112,21 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
     dry = DRY_RUN in rest
     if dry and command == "run":
         raise UserError(f"{DRY_RUN} belongs to accomplice sweep, which takes the same options")
-    options = [word for word in rest[1:] if word != DRY_RUN]
+    retrain = RETRAIN in rest
+    options = [word for word in rest[1:] if word not in (DRY_RUN, RETRAIN)]
     shard, options = _shard(options) if command == "sweep" else (None, options)
     config, out = override(read_config(source), options, prog)
     pipeline = _start()
     out = out or default_out
     if command == "run":
-        run = pipeline.run_all(config, out)
+        run = pipeline.run_all(config, out, retrain=retrain)
         print(f"Report: {run.report.resolve()}")
     elif dry:
         from influence.plan import plan
 
         print(plan(pipeline.prepare(config), out))
     else:
-        print(pipeline.sweep_alone(config, out, shard))
+        print(pipeline.sweep_alone(config, out, shard, retrain=retrain))
     return 0
 
 

@@ -164,7 +164,9 @@ def check(config: Config) -> None:
     sweep, fit, audit, optim = config.sweep, config.fit, config.audit, config.optim
     require(0 < sweep.alpha < 1, "sweep.alpha", "above 0 and below 1")
     require(sweep.members >= 8, "sweep.members", "at least 8")
-    require(sweep.replicate_masks >= 2, "sweep.replicate_masks", "at least 2")
+    require(sweep.replicate_masks == 0 or sweep.replicate_masks >= 2, "sweep.replicate_masks",
+            "0 or at least 2")  # fmt: skip
+    require(0 <= sweep.grace < math.inf, "sweep.grace", "at least 0 and finite")
     require(sweep.replicate_seeds >= 2, "sweep.replicate_seeds", "at least 2")
     require(sweep.width >= 0, "sweep.width", "at least 0")
     require(

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
+from influence.banks import bank_location
 from influence.config import read_config
-from influence.run import bank_location, open_run
+from influence.run import open_run
 from training.arm import Arm, Rows
 from training.bank import Bank
 from training.errors import UserError, reason

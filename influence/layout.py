@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from influence.arms import main_task, member_counts
+from influence.banks import find_bank
 from influence.experiment import Experiment
 from influence.progress import say
-from influence.run import find_bank
 from training.layouts import find_layout
 from training.parallel import Layout, local_layout
 

@@ -5,8 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from influence.banks import bank_location, shown
 from influence.config import Config, read_config, write_toml
-from influence.run import Run, bank_location, is_new, open_run, shown
+from influence.run import Run, is_new, open_run
 from training.arm import Arm, Made, Rows
 from training.bank import Bank, Manifest, differences
 from training.errors import UserError

@@ -15,6 +15,7 @@ from influence.artifacts import (
     save_scores,
 )
 from influence.audit import flag, score, suspect
+from influence.banks import bank_location, check_same, find_bank, join_bank, make_bank
 from influence.caveats import caveats
 from influence.config import Config, read_config
 from influence.experiment import Experiment, prepare
@@ -22,15 +23,7 @@ from influence.interruption import end_in_good_order
 from influence.layout import fixed_layout, with_layout
 from influence.progress import say, sweep_progress
 from influence.report import write_report
-from influence.run import (
-    Run,
-    bank_location,
-    check_same,
-    find_bank,
-    keep_up_to_date,
-    open_run,
-    start,
-)
+from influence.run import Run, open_run, write_run
 from training.arm import Arm
 from training.bank import Bank, require_space
 from training.errors import UserError
@@ -39,9 +32,12 @@ from training.store import Store
 from training.sweep import Design, Sweeper, Task, sweep
 
 
-def run_all(config: Config, out: Path) -> Run:
-    """Everything, from examples to the report; members made before are not made again."""
-    run, experiment, bank = sweep_stage(prepare(config), out)
+def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
+    """Everything, from examples to the report; members made before are not made again.
+
+    `retrain` is as in `sweep_stage`.
+    """
+    run, experiment, bank = sweep_stage(prepare(config), out, retrain=retrain)
     fit_stage(run, experiment, bank)
     audit_stage(run, experiment, bank)
     verify_stage(run, experiment)
@@ -58,12 +54,12 @@ def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
     run = open_run(path)
     experiment = prepare(read_config(run.config))
     bank = Bank.open(bank_location(experiment.config, path))
-    check_same(run, bank, experiment, arm_specs(experiment))
+    check_same(path, bank, experiment, arm_specs(experiment))
     return run, experiment, bank
 
 
 def sweep_stage(
-    experiment: Experiment, out: Path, shard: Shard = WHOLE
+    experiment: Experiment, out: Path, shard: Shard = WHOLE, *, retrain: bool = False
 ) -> tuple[Run, Experiment, Bank]:
     """Create or resume the run directory and retrain what is missing or damaged.
 
@@ -71,35 +67,35 @@ def sweep_stage(
         experiment: what to sweep.
         out: the run directory.
         shard: the part of the units that this process makes.
+        retrain: train members again for targets that an older bank lacks.
 
     Returns:
         The run, the experiment with the layout that the run has, and the bank.
     """
     for note in experiment.notes:
         say(f"Note: {note}")
-    experiment = with_layout(experiment, out)
-    if find_bank(experiment.config, out) is None:
+    planned = with_layout(experiment, out)
+    if find_bank(planned.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
-        Sweeper(main_task(experiment), fixed_layout(experiment)).require_memory()
-        place = Store(bank_location(experiment.config, out))
-        require_space(place, list(arm_specs(experiment).values()), len(experiment.targets))
-    bank = start(out, experiment, arm_specs(experiment))
+        Sweeper(main_task(planned), fixed_layout(planned)).require_memory()
+        place = Store(bank_location(planned.config, out))
+        require_space(place, list(arm_specs(planned).values()), len(planned.targets))
+        make_bank(out, planned, arm_specs(planned))
     # Another process may have been first, with another layout.
     experiment = with_layout(experiment, out)
-    run = Run(out)
-    check_same(run, bank, experiment, arm_specs(experiment))
-    keep_up_to_date(run, experiment, bank)
+    bank = join_bank(out, experiment, arm_specs(experiment), retrain=retrain)
+    run = write_run(out, experiment.config, bank.manifest)
     arms = {
         f"Sweep: {name}": (bank.arm(name), design)
         for name, design in designs(experiment.config).items()
     }
-    _make_missing(run, experiment, main_task(experiment), arms, shard)
+    _make_missing(run, experiment, main_task(experiment, bank.manifest), arms, shard)
     return run, experiment, bank
 
 
-def sweep_alone(config: Config, out: Path, shard: Shard) -> str:
+def sweep_alone(config: Config, out: Path, shard: Shard, *, retrain: bool = False) -> str:
     """The sweep of one process of maybe many; returns what there is to say at its end."""
-    _, _, bank = sweep_stage(prepare(config), out, shard)
+    _, _, bank = sweep_stage(prepare(config), out, shard, retrain=retrain)
     left = sum(len(arm.missing_units()) for arm in bank.arms.values())
     if left:
         return (
@@ -112,7 +108,7 @@ def sweep_alone(config: Config, out: Path, shard: Shard) -> str:
 def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     """Fit the datamodels and judge them on the held-out masks."""
     config = experiment.config
-    main, replicates = read_arms(bank, config)
+    main, replicates = read_arms(bank, experiment)
     say(f"Fitting datamodels of {len(experiment.targets)} targets")
     parts = attribution.divide(main, config.fit)
     model = attribution.fit(parts, config.fit)
@@ -127,7 +123,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
     config = experiment.config
-    main, _ = read_arms(bank, config)
+    main, _ = read_arms(bank, experiment)
     model, _ = load_datamodel(run)
     scores = score(
         main.take(main.usable),
@@ -200,4 +196,4 @@ def _make_missing(
     with end_in_good_order(config.grace, say) as stop:
         for title, arm, design, own, todo in work:
             with sweep_progress(title, arm.spec, own, todo, run.progress) as on_unit:
-                sweep(sweeper, arm, design, todo, on_unit, stop)
+                sweep(sweeper, arm, design, todo, on_unit, stop, allow_mixed=config.allow_mixed)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from influence.arms import arm_specs, main_task
+from influence.banks import bank_location, check_same, find_bank
 from influence.experiment import Experiment
 from influence.layout import fixed_layout, with_layout
 from influence.progress import duration
-from influence.run import Run, bank_location, check_same, find_bank
 from training.arm import ArmSpec
 from training.bank import Bank
 from training.cost import member_flops
@@ -26,7 +26,7 @@ def plan(experiment: Experiment, out: Path) -> str:
     specs = arm_specs(experiment)
     bank = find_bank(experiment.config, out)
     if bank is not None:
-        check_same(Run(out), bank, experiment, specs)
+        check_same(out, bank, experiment, specs, growing=True)
     task, layout, optim = main_task(experiment), fixed_layout(experiment), experiment.config.optim
     memory = Sweeper(task, layout).require_memory()
     flops = member_flops(task)
@@ -52,8 +52,11 @@ def plan(experiment: Experiment, out: Path) -> str:
 def _missing_members(bank: Bank | None, spec: ArmSpec) -> int:
     if bank is None:
         return spec.members
+    if spec.name not in bank.arms:
+        return spec.members
     arm = bank.arm(spec.name)
-    return sum(len(arm.spec.unit_rows(unit)) for unit in arm.missing_units())
+    more = spec.members - arm.spec.members
+    return more + sum(len(arm.spec.unit_rows(unit)) for unit in arm.missing_units())
 
 
 def _memory(memory: Memory, devices: int) -> str:

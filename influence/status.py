@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from influence.banks import bank_location
 from influence.config import read_config
 from influence.progress import duration
-from influence.run import bank_location, open_run
+from influence.run import open_run
 from training.arm import Arm
 from training.bank import Bank
 

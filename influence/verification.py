@@ -12,9 +12,10 @@ from datamodels.design import Listed
 from influence import counterfactual
 from influence.arms import STREAMS, main_task, unit_size
 from influence.artifacts import load_datamodel, read_scores
+from influence.banks import bank_location, new_manifest
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
-from influence.run import Run, bank_location, new_manifest
+from influence.run import Run
 from training.arm import Arm, ArmSpec
 from training.bank import Bank, Panel
 from training.data import examples_hash
@@ -53,7 +54,9 @@ def _blocks(experiment: Experiment) -> dict[str, Examples]:
 def task(experiment: Experiment) -> Task:
     """What every member of the verification does: it reports the run's output and the lead."""
     examples = concatenate(list(_blocks(experiment).values()))
-    return main_task(experiment)._replace(targets=examples, output=both(experiment.output, lead))
+    return main_task(experiment)._replace(
+        targets=examples, output=both(experiment.output, lead), panels=(len(examples),)
+    )
 
 
 class Planned(NamedTuple):
@@ -83,7 +86,7 @@ def planned(run: Run, experiment: Experiment) -> Planned:
         name=ARM,
         members=len(design.listed),
         groups=len(flagged),
-        unit=unit_size(config.sweep, len(design.listed)),
+        unit=unit_size(config.sweep),
         seed=config.audit.seed,
         stream=STREAMS["verification"],
         design=design.describe(),

@@ -62,7 +62,8 @@ def run(command, folder, extra=()):
         name, _, value = words.pop(0).partition("=")
         settings[name] = value
     assert words[0] == "accomplice", command
-    words = [sys.executable, "-m", "influence.cli", *words[1:], *extra]
+    # Before the options of the docs, which hold.
+    words = [sys.executable, "-m", "influence.cli", *words[1:3], *extra, *words[3:]]
     environment = {**os.environ, **settings, "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True, check=False

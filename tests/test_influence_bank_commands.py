@@ -98,9 +98,9 @@ def test_status_takes_its_rate_from_when_units_were_finished(partial):
         cut = slice(8 * unit, 8 * unit + 8)
         rows = Rows(np.zeros((8, 200), bool), np.zeros((8, 270), np.float32), np.zeros(8, np.uint8))
         assert cut.stop <= arm.spec.members
-        arm.commit(unit, rows, Made({}, time=1000.0 + 20 * unit))
+        arm.commit(unit, rows, Made({}, time=1000.0 + 20 * unit), allow_mixed=True)
     done = bank.arm("replicates").spec
-    bank.arm("replicates").commit(0, Rows(*(part[:8] for part in rows)), Made({}, time=1100.0))
+    bank.arm("replicates").commit(0, rows, Made({}, time=1100.0), allow_mixed=True)
     status = bank_status(bank, now=1130.0)
     assert status.last_commit == 30.0
     assert status.rate == pytest.approx((4 * 8 + done.members) / 100)
@@ -300,7 +300,8 @@ def test_units_that_differ_are_not_merged(whole, copied, tmp_path, capsys):
     arm = Bank.open(copied).arm("main")
     rows = arm.read()
     rows.outputs[9] += 1
-    arm.commit(1, Rows(*(part[8:16] for part in rows)), Made(arm.records()[0]["made_on"]))
+    made = Made(arm.records()[0]["made_on"])
+    arm.commit(1, Rows(*(part[8:16] for part in rows)), made, allow_mixed=True)
     assert main(["merge", str(whole), str(copied), "--out", str(tmp_path / "merged")]) == 2
     assert "members 8 to 15 are not the same in" in capsys.readouterr().err
 
@@ -309,7 +310,7 @@ def test_units_made_elsewhere_are_merged_only_where_allowed(whole, copied, tmp_p
     arm = Bank.open(copied).arm("main")
     rows = arm.read()
     made_on = arm.records()[1]["made_on"] | {"device_kind": "TPU v9"}
-    arm.commit(1, Rows(*(part[8:16] for part in rows)), Made(made_on))
+    arm.commit(1, Rows(*(part[8:16] for part in rows)), Made(made_on), allow_mixed=True)
     words = ["merge", str(whole), str(copied), "--out", str(tmp_path / "merged")]
     assert main(words) == 2
     assert "begun with device_kind = TPU v9, and here it is cpu" in capsys.readouterr().err
@@ -338,3 +339,81 @@ def test_a_second_run_directory_takes_the_layout_of_the_bank(tmp_path):
     swept(tmp_path / "first", *place, "2", "--shard", "0/2")
     second = swept(tmp_path / "second", *place, "0", "--shard", "1/2")
     assert "width = 2\n" in (second / "config.toml").read_text()
+
+
+# Top-up
+
+
+def test_more_members_are_added_and_the_old_ones_stay(whole, copied, tmp_path, capsys):
+    before = Bank.open(copied).arm("main").records()
+    swept(copied, "--sweep.members", "52")
+    after = Bank.open(copied).arm("main").records()
+    assert {unit: after[unit] for unit in before} == before
+    capsys.readouterr()
+    larger = swept(tmp_path / "larger", "--sweep.members", "52")
+    assert_same_rows(copied, larger)
+    assert main(["fit", str(copied)]) == 0
+    # The run now has them: fewer would drop some.
+    assert main(["sweep", SMOKE, "--out", str(copied), *SMALL]) == 2
+    assert "sweep.members is 52 there and 40 here" in capsys.readouterr().err
+
+
+def test_an_interrupted_top_up_goes_on(copied, tmp_path):
+    swept(copied, "--sweep.members", "52", "--shard", "0/2")
+    swept(copied, "--sweep.members", "52")
+    assert_same_rows(copied, swept(tmp_path / "larger", "--sweep.members", "52"))
+
+
+def test_an_arm_is_added(tmp_path, whole):
+    run = swept(tmp_path / "run", "--sweep.replicate-masks", "0")
+    assert sorted(Bank.open(run).arms) == ["main"]
+    assert main(["fit", str(run)]) == 0
+    assert json.loads((run / "audit.json").read_text())["fit"]["ceiling"] is None
+    swept(run)
+    assert_same_rows(run, whole)
+    assert main(["fit", str(run)]) == 0
+    assert json.loads((run / "audit.json").read_text())["fit"]["ceiling"] is not None
+
+
+def test_new_targets_need_a_word(copied, capsys):
+    words = ["sweep", SMOKE, "--out", str(copied), *SMALL, "--data.target-count", "75"]
+    before = (copied / "manifest.json").read_bytes()
+    assert main(words) == 2
+    assert "lacks 15 of 285 targets" in capsys.readouterr().err
+    assert (copied / "manifest.json").read_bytes() == before
+
+
+def test_new_targets_are_added_by_retraining_and_the_old_ones_keep_their_bits(
+    whole, copied, tmp_path
+):
+    more = ["--data.target-count", "75"]
+    swept(copied, *more, "--retrain")
+    bank, old = Bank.open(copied), Bank.open(whole)
+    assert [panel.targets for panel in bank.manifest.panels] == [270, 15]
+    assert bank.target_ids[:270] == old.target_ids
+    for name in bank.arms:
+        outputs = bank.arm(name).read_outputs()
+        assert outputs[:, :270].tobytes() == old.arm(name).read_outputs().tobytes()
+    fresh = Bank.open(swept(tmp_path / "fresh", *more))
+    order = [fresh.target_ids.index(id) for id in bank.target_ids]
+    np.testing.assert_allclose(
+        bank.arm("main").read_outputs(), fresh.arm("main").read_outputs()[:, order], atol=1e-5
+    )
+    assert main(["run", str(copied / "config.toml")]) == 0
+
+
+def test_old_targets_that_come_back_with_other_bits_are_refused(copied, capsys):
+    arm = Bank.open(copied).arm("main")
+    rows = arm.read()
+    rows.outputs[9] += 1
+    made = Made(arm.records()[0]["made_on"])
+    arm.commit(1, Rows(*(part[8:16] for part in rows)), made, allow_mixed=True)
+    words = ["sweep", SMOKE, "--out", str(copied), *SMALL, "--data.target-count", "75"]
+    assert main([*words, "--retrain"]) == 2
+    assert "unit 1 came out with other bits than before" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_what_a_top_up_takes(copied, capsys):
+    words = ["sweep", SMOKE, "--out", str(copied), *SMALL, "--sweep.members", "52", "--dry-run"]
+    assert main(words) == 0
+    assert "12 left to train" in capsys.readouterr().out

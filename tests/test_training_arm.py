@@ -270,6 +270,18 @@ def test_a_member_is_not_finite_where_any_panel_says_so(tmp_path):
     assert make_arm(tmp_path, panels=(3, 2)).read_status().tolist() == [0] * 4 + [1] + [0] * 5
 
 
+def test_other_bits_than_before_are_refused_unless_allowed(tmp_path):
+    arm, spec = make_arm(tmp_path), make_spec()
+    rows = filled(tmp_path, spec)
+    commit(arm, rows, 1)  # the same again
+    rows.outputs[5, 0] += 1
+    with pytest.raises(UserError, match="unit 1 came out with other bits than before"):
+        commit(arm, rows, 1)
+    members = spec.unit_rows(1)
+    arm.commit(1, Rows(*(part[members] for part in rows)), Made({}), allow_mixed=True)
+    assert_same(make_arm(tmp_path, spec).read(), rows)
+
+
 def test_units_made_elsewhere_are_refused(tmp_path):
     arm = make_arm(tmp_path)
     arm.check_made_on({"device_kind": "TPU v5 lite"})

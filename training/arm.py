@@ -159,18 +159,22 @@ class Arm:
         """The done-record of every done unit, as the last panel has it."""
         return {unit: by_panel[-1] for unit, by_panel in self._done().items()}
 
-    def commit(self, unit: int, rows: Rows, made: Made) -> None:
+    def commit(self, unit: int, rows: Rows, made: Made, *, allow_mixed: bool = False) -> None:
         """Write a whole unit, then its done-records.
 
         Args:
             unit: which.
             rows: exactly the members `spec.unit_rows(unit)`; outputs of all panels, in order.
             made: kept in the record.
+            allow_mixed: write also what differs from what the unit's records say.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or has other bits than before.
         """
         parts = self._parts(rows)
+        digests = {name: _digests(part) for name, part in parts.items()}
+        if not allow_mixed:
+            self._check_bits(unit, digests)
         try:
             try:
                 self._write(unit, parts)
@@ -242,6 +246,23 @@ class Arm:
                         f"--sweep.allow-mixed True"
                     )
 
+    def _check_bits(self, unit: int, digests: dict[str, list[str]]) -> None:
+        """Compare a unit that is made again with what its records say of it.
+
+        Raises:
+            UserError: they differ.
+        """
+        for panel in self._panels:
+            for record in self._panel_records(panel, [unit]).values():
+                # A status speaks of all panels, so that new targets may change it.
+                differ = [n for n, d in record["sha256"].items() if d != digests[n]]
+                if any(not name.endswith("status") for name in differ):
+                    raise UserError(
+                        f"{self.store}: unit {unit} came out with other bits than before, so code, "
+                        f"device or libraries have changed since; sweep again into another --out, "
+                        f"or allow it with --sweep.allow-mixed True"
+                    )
+
     def _write(self, unit: int, parts: dict[str, np.ndarray]) -> None:
         region = slice(*self._span(unit))
         waiting = [self._for_writing(name)[region].write(part) for name, part in parts.items()]
@@ -267,18 +288,20 @@ class Arm:
 
     def _done(self, units: Sequence[int] | None = None) -> dict[int, list[dict[str, Any]]]:
         """The records of every unit (or of some) that has one in each panel, by panel."""
-        found: list[dict[int, dict[str, Any]]] = []
-        for panel in self._panels:
-            folder = self.store / f"{panel}/done"
-            names = folder.names() if units is None else [_record_name(unit) for unit in units]
-            texts = folder.read_all(names)
-            records = [self._valid(name, text) for name, text in texts.items()]
-            found.append({record["unit"]: record for record in records if record is not None})
+        found = [self._panel_records(panel, units) for panel in self._panels]
         return {
             unit: [records[unit] for records in found]
             for unit in found[0]
             if all(unit in records for records in found)
         }
+
+    def _panel_records(self, panel: int, units: Sequence[int] | None) -> dict[int, dict[str, Any]]:
+        """The records of one panel by unit, without those that are not whole."""
+        folder = self.store / f"{panel}/done"
+        names = folder.names() if units is None else [_record_name(unit) for unit in units]
+        texts = folder.read_all(names)
+        records = [self._valid(name, text) for name, text in texts.items()]
+        return {record["unit"]: record for record in records if record is not None}
 
     def _valid(self, name: str, text: bytes | None) -> dict[str, Any] | None:
         """A record that is whole, and of a unit as it is now: new members may have made it grow."""

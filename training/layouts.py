@@ -131,6 +131,7 @@ def _trial(task: Task) -> Task:
         examples=task.examples.take(slice(0, TRIAL_EXAMPLES)),
         # What is evaluated at once counts for the memory.
         targets=task.targets.take(slice(0, EVALUATION_BLOCK)),
+        panels=(),
     )
 
     def with_steps(steps: int) -> Task:

@@ -47,7 +47,7 @@ class SweepConfig:
     output: str = "margin"
     """margin, loss, probability, or your own "package.module:function"."""
     replicate_masks: int = 32
-    """Masks that are retrained with several seeds, to measure the ceiling."""
+    """Masks that are retrained with several seeds, to measure the ceiling; 0: none, no ceiling."""
     replicate_seeds: int = 8
     """Seeds of each of those masks."""
     seeds: Literal["independent", "common"] = "independent"
@@ -78,6 +78,9 @@ class Task(NamedTuple):
     examples: Examples
     targets: Examples
     output: OutputFunction
+    panels: tuple[int, ...] = ()
+    """How many of the targets are evaluated together, group by group; (): all of them. A panel's
+    bits do not depend on the others."""
 
 
 @runtime_checkable
@@ -176,14 +179,27 @@ def _make_member(task: Task, microbatch: int) -> Callable[..., tuple[Array, Arra
         state = train(jax.random.wrap_key_data(key), mask)
         # Where pieces of a batch are what fits, more targets at once would not.
         block = microbatch or EVALUATION_BLOCK
-        evaluate = make_evaluate(task.recipe, task.model, shared.targets, task.output, block)
-        outputs = evaluate(state).astype(jnp.float32)
+        outputs = jnp.concatenate(
+            [
+                make_evaluate(task.recipe, task.model, panel, task.output, block)(state)
+                for panel in _panels(shared.targets, task.panels)
+            ]
+        ).astype(jnp.float32)
         finite = all_finite(state) & jnp.isfinite(outputs).all()
         status = jnp.where(mask.any(), Status.OK.value, Status.EMPTY_MASK.value)
         status = jnp.where(finite, status, Status.NOT_FINITE.value)
         return outputs, status.astype(jnp.uint8)
 
     return member
+
+
+def _panels(targets: Examples, sizes: tuple[int, ...]) -> list[Examples]:
+    """The targets of every panel."""
+    if not sizes:
+        return [targets]
+    ends = np.cumsum(sizes)
+    parts = [slice(int(end - size), int(end)) for end, size in zip(ends, sizes, strict=True)]
+    return [Examples(targets.inputs[part], targets.labels[part]) for part in parts]
 
 
 def sweep(
@@ -193,6 +209,8 @@ def sweep(
     units: Sequence[int],
     on_unit: Callable[[int, Rows], None] = lambda unit, rows: None,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    allow_mixed: bool = False,
 ) -> None:
     """Make units of an arm.
 
@@ -208,16 +226,17 @@ def sweep(
         on_unit: called after each commit with the unit's number and rows, in that thread.
         stop: asked before each unit; once it says so, what is in training is finished, and no
             other unit begun.
+        allow_mixed: keep also what has other bits than it had before.
 
     Raises:
-        UserError: a unit cannot be written.
+        UserError: a unit cannot be written, or has other bits.
     """
     root = root_key(arm.spec.seed, arm.spec.stream)
     missing = set(arm.missing_units())
 
     def finish(unit: int, masks: Bool[np.ndarray, "u n"], launched: Launched) -> None:
         rows = Rows(masks, *launched.fetch())
-        arm.commit(unit, rows, Made(sweeper.made_on()))
+        arm.commit(unit, rows, Made(sweeper.made_on()), allow_mixed=allow_mixed)
         on_unit(unit, rows)
 
     other_thread = ThreadPoolExecutor(1)

@@ -1,0 +1,273 @@
+"""Claim: nothing that a sweep finished is ever lost, changed or mixed, whatever happens to it.
+
+Real processes of `accomplice sweep` are killed at random moments, asked to stop, started twice, run
+as shards of which some die, and run out of disk. Afterwards the bank must hold the bytes of one
+that nothing happened to (done-records may differ in time and host).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from training.bank import Bank
+from training.errors import UserError
+from training.store import Damaged, unseal
+
+CONFIG = """
+[data]
+source = "digits"
+train_count = 300
+target_count = 100
+[model]
+name = "mlp"
+width = 32
+[optim]
+steps = {steps}
+[sweep]
+members = {members}
+replicate_masks = 4
+replicate_seeds = 2
+width = 2
+unit = 4
+[fit]
+held_out = 10
+"""
+
+
+class Trial:
+    """A folder with a config, and runs of it."""
+
+    def __init__(self, folder: Path, members: int, steps: int = 200):
+        self.folder = folder
+        self.config = folder / "trial.toml"
+        self.config.write_text(CONFIG.format(members=members, steps=steps))
+
+    def start(self, out: Path, *options: str) -> subprocess.Popen:
+        words = [sys.executable, "-m", "influence.cli", "sweep", str(self.config)]
+        environment = os.environ | {"ACCOMPLICE_CACHE": str(self.folder / "cache")}
+        return subprocess.Popen(
+            [*words, "--out", str(out), *options],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, out: Path, *options: str) -> float:
+        """Sweep to the end; seconds."""
+        started = time.perf_counter()
+        process = self.start(out, *options)
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        return time.perf_counter() - started
+
+
+def bank_bytes(out: Path) -> dict[str, Any]:
+    """Every file of a bank; of done-records, all but when and where they were made."""
+    files = sorted(path for path in (out / "bank").rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): _content(path) for path in files}
+
+
+def _content(path: Path) -> Any:
+    if path.parent.name != "done":
+        return path.read_bytes()
+    record = unseal(path.read_bytes())
+    return {key: record[key] for key in record.keys() - {"time", "host"}}
+
+
+def finished_units(out: Path) -> set[tuple[str, int]]:
+    """Units that are done and whole; none before the bank exists."""
+    bank = Bank.find(out)
+    if bank is None:
+        return set()
+    return {
+        (name, unit)
+        for name, arm in bank.arms.items()
+        for unit in set(range(arm.spec.units)) - set(arm.unfinished_units())
+    }
+
+
+def stop_at_random(
+    trial: Trial, whole: Path, out: Path, times: int, number: signal.Signals, longest: float
+) -> dict[str, Any]:
+    """Signal the sweep at random moments, several times in a row, then let it finish."""
+    rng = random.Random(0)
+    lost, stopped, units, codes = 0, 0, set(), set()
+    while stopped < times:
+        process = trial.start(out)
+        try:
+            _, said = process.communicate(timeout=rng.uniform(0.0, longest))
+            assert process.returncode == 0, said
+            # It came to its end: more damage needs more to do.
+            shutil.rmtree(out)
+            units = set()
+            continue
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        _, said = process.communicate()
+        codes.add(process.returncode)
+        assert process.returncode in (-number, 128 + number), said
+        stopped += 1
+        now = finished_units(out)
+        lost += len(units - now)
+        units = now
+    resumed = trial.finish(out)
+    return {
+        "stopped": stopped,
+        "exit_codes": sorted(codes),
+        "units_lost": lost,
+        "identical": bank_bytes(out) == bank_bytes(whole),
+        "seconds_of_the_last_call": resumed,
+    }
+
+
+def dead_shards(trial: Trial, whole: Path, out: Path, longest: float) -> dict[str, Any]:
+    """Four shards at once, two of them killed; one call makes what they left."""
+    shards = [trial.start(out, "--shard", f"{index}/4") for index in range(4)]
+    # All four share the cores, so each takes longer to get going.
+    time.sleep(2 * longest)
+    for process in shards[1:3]:
+        process.kill()
+    for process in shards:
+        process.communicate()
+    left = sum(len(arm.missing_units()) for arm in Bank.open(out).arms.values())
+    trial.finish(out)
+    return {"units_left": left, "identical": bank_bytes(out) == bank_bytes(whole)}
+
+
+def same_shard_twice(trial: Trial, whole: Path, out: Path) -> dict[str, Any]:
+    """Two processes that think they are the only one."""
+    processes = [trial.start(out) for _ in range(2)]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    return {"identical": bank_bytes(out) == bank_bytes(whole)}
+
+
+def full_disk(trial: Trial, whole: Path, place: Path) -> dict[str, Any] | None:
+    """A disk that fills up during the sweep, and is given more room; None: not permitted."""
+    if os.geteuid() != 0:
+        return None
+    needed = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    with small_disk(place) as resize:
+        # Enough by the sweep's own count, and too little for so many small files.
+        resize(2 * needed)
+        out = place / "run"
+        process = trial.start(out)
+        _, said = process.communicate()
+        before = finished_units(out)
+        resize(100 * needed)
+        trial.finish(out)
+        return {
+            "exit_code": process.returncode,
+            "said": said.strip().splitlines()[-1],
+            "units_kept": len(before),
+            "units_lost": len(before - finished_units(out)),
+            "identical": bank_bytes(out) == bank_bytes(whole),
+        }
+
+
+@contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[Callable[[int], Any]]:
+    """A file system in memory that can be resized; needs the right to mount one."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
+    try:
+        yield lambda size: subprocess.run(
+            ["mount", "-o", f"remount,size={size}", str(place)], check=True
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def flipped_bits(trial: Trial, whole: Path, out: Path, most: int) -> dict[str, Any]:
+    """A bit flipped in, and a byte cut off, files of a bank in turn; then a sweep."""
+    rng = random.Random(0)
+    expected = bank_bytes(whole)
+    files = [path for path in whole.rglob("*") if path.is_file() and path.parent != whole]
+    chosen = rng.sample(files, min(most, len(files)))
+    found, mended = 0, 0
+    for path in chosen:
+        shutil.copytree(whole, out, dirs_exist_ok=True)
+        hit = out / path.relative_to(whole)
+        content = bytearray(hit.read_bytes())
+        if rng.random() < 0.5:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        else:
+            content.pop()
+        hit.write_bytes(content)
+        try:
+            for arm in Bank.open(out).arms.values():
+                arm.read()
+        except (UserError, Damaged):
+            found += 1
+        trial.finish(out)
+        mended += bank_bytes(out) == expected
+        shutil.rmtree(out)
+    return {"files": len(chosen), "refused_when_read": found, "identical_after_sweep": mended}
+
+
+def overhead(trial: Trial, whole: Path, out: Path, repeats: int) -> dict[str, Any]:
+    """Seconds of a call that finds nothing to do, against one that makes all of it."""
+    shutil.copytree(whole, out)
+    nothing = [trial.finish(out) for _ in range(repeats)]
+    everything = []
+    for _ in range(repeats):
+        shutil.rmtree(out)
+        everything.append(trial.finish(out))
+    return {
+        "seconds_with_nothing_to_do": statistics.median(nothing),
+        "seconds_of_a_whole_sweep": statistics.median(everything),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
+    parser.add_argument("--quick", action="store_true", help="3 kills instead of 50, fewer files")
+    options = parser.parse_args()
+    times = 3 if options.quick else 50
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        trial = Trial(folder, members=40 if options.quick else 400)
+        whole = folder / "whole"
+        trial.finish(whole)  # also compiles
+        shutil.rmtree(whole)
+        longest = trial.finish(whole)
+        print(f"An uninterrupted sweep of {len(finished_units(whole))} units: {longest:.1f} s")
+        stop = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+        results: dict[str, Any] = {}
+        for number, count in zip(
+            stop, (times, max(2, times // 5), max(2, times // 5)), strict=True
+        ):
+            results[number.name] = stop_at_random(
+                trial, whole, folder / number.name, count, number, longest
+            )
+            print(number.name, results[number.name], flush=True)
+        scenarios = {
+            "dead_shards": lambda out: dead_shards(trial, whole, out, longest),
+            "same_shard_twice": lambda out: same_shard_twice(trial, whole, out),
+            "full_disk": lambda out: full_disk(trial, whole, out),
+            "damage": lambda out: flipped_bits(trial, whole, out, 4 if options.quick else 30),
+            "overhead": lambda out: overhead(trial, whole, out, 1 if options.quick else 3),
+        }
+        for name, scenario in scenarios.items():
+            results[name] = scenario(folder / name)
+            print(name, results[name], flush=True)
+    if options.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

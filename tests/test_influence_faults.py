@@ -1,0 +1,64 @@
+"""Real processes that are killed, stopped, started twice or out of disk lose and change nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fault_injection.py"
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Three kills, and every other scenario, small."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--quick", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    # Before Python can handle a signal, it ends the process as the system would.
+    ("name", "codes"),
+    [("SIGKILL", {-9}), ("SIGTERM", {143, -15}), ("SIGINT", {130, -2})],
+)
+def test_stopped_at_random_moments_a_sweep_loses_nothing(results, name, codes):
+    found = results[name]
+    assert found["stopped"] >= 2
+    assert found["units_lost"] == 0
+    assert found["identical"]
+    assert set(found["exit_codes"]) <= codes
+
+
+@pytest.mark.slow
+def test_what_dead_shards_left_is_made_by_one_call(results):
+    assert results["dead_shards"]["units_left"] > 0
+    assert results["dead_shards"]["identical"]
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_same_shard_do_no_damage(results):
+    assert results["same_shard_twice"]["identical"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_clear_error_and_no_loss(results):
+    found = results["full_disk"]
+    if found is None:
+        pytest.skip("this user may not mount a file system")
+    assert found["exit_code"] == 2
+    assert "No space left on device" in found["said"]
+    assert "finished units are kept" in found["said"]
+    assert found["units_lost"] == 0
+    assert found["identical"]
+
+
+@pytest.mark.slow
+def test_damage_is_refused_when_read_and_mended_by_a_sweep(results):
+    found = results["damage"]
+    assert found["files"] == found["identical_after_sweep"]
