@@ -7,6 +7,7 @@ they load is met like any other.
 import argparse
 import contextlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -236,6 +237,8 @@ def _start() -> ModuleType:
     from training.cache import OUT_OF_REACH, cache_folder
     from training.parallel import keep_compiled_programs, use_all_cores
 
+    # orbax logs what it does to standard error; what matters comes back as an exception.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     use_all_cores()
     with contextlib.suppress(*OUT_OF_REACH):
         keep_compiled_programs(cache_folder() / "compiled")

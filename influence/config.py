@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from training.checkpoints import CheckpointConfig
 from training.data import DataConfig
 from training.errors import UserError, nearest
 from training.models import ModelConfig
@@ -54,6 +55,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
 
@@ -175,6 +177,7 @@ def check(config: Config) -> None:
         f"0 or a divisor of optim.batch_size = {optim.batch_size}",
     )
     require(sweep.unit >= 1, "sweep.unit", "at least 1")
+    require(config.checkpoint.every_steps >= 0, "checkpoint.every_steps", "at least 0")
     require(fit.held_out >= 2, "fit.held_out", "at least 2")
     require(
         fit.held_out <= sweep.members - 4,

@@ -146,6 +146,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
             "precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
             "width": config.sweep.width,
             "microbatch": config.sweep.microbatch,
+            # Another program than without; how many steps are made at a time does not matter.
+            "stepped": config.checkpoint.every_steps > 0,
         },
     }
 

@@ -26,8 +26,10 @@ from influence.report import write_report
 from influence.run import Run, open_run, write_run
 from training.arm import Arm
 from training.bank import Bank, require_space
+from training.checkpoints import delete_finished
 from training.errors import UserError
 from training.shards import WHOLE, Shard
+from training.stepped import SteppedSweeper
 from training.store import Store
 from training.sweep import Design, Sweeper, Task, sweep
 
@@ -77,7 +79,7 @@ def sweep_stage(
     planned = with_layout(experiment, out)
     if find_bank(planned.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
-        Sweeper(main_task(planned), fixed_layout(planned)).require_memory()
+        _sweeper(planned, main_task(planned)).require_memory()
         place = Store(bank_location(planned.config, out))
         require_space(place, list(arm_specs(planned).values()), len(planned.targets))
         make_bank(out, planned, arm_specs(planned))
@@ -169,6 +171,11 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     write_report(run, experiment, metrics, read_scores(run), quality, change)
 
 
+def _sweeper(experiment: Experiment, task: Task) -> Sweeper:
+    layout, every_steps = fixed_layout(experiment), experiment.config.checkpoint.every_steps
+    return SteppedSweeper(task, layout, every_steps) if every_steps else Sweeper(task, layout)
+
+
 def _make_missing(
     run: Run,
     experiment: Experiment,
@@ -182,12 +189,13 @@ def _make_missing(
     for title, (arm, design) in arms.items():
         own = [unit for unit in range(arm.spec.units) if shard.owns(first + unit)]
         first += arm.spec.units
+        delete_finished(arm)
         todo = arm.unfinished_units(own)
         if todo:
             work.append((title, arm, design, own, todo))
     if not work:
         return
-    sweeper = Sweeper(task, fixed_layout(experiment))
+    sweeper = _sweeper(experiment, task)
     sweeper.require_memory()
     if not config.allow_mixed:
         for _, arm, *_ in work:
@@ -195,5 +203,7 @@ def _make_missing(
     say(f"Retraining on {sweeper.layout}")
     with end_in_good_order(config.grace, say) as stop:
         for title, arm, design, own, todo in work:
+            if stop():
+                break
             with sweep_progress(title, arm.spec, own, todo, run.progress) as on_unit:
                 sweep(sweeper, arm, design, todo, on_unit, stop, allow_mixed=config.allow_mixed)

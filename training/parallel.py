@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -141,6 +142,57 @@ class Launched:
         return jax.tree.map(joined, *fetched)
 
 
+class _Devices:
+    """The devices of a layout, with what all members share on each of them, once."""
+
+    def __init__(self, layout: Layout, shared: PyTree):
+        self.layout = layout
+        mesh = jax.sharding.Mesh(np.array(layout.devices), ("devices",))
+        self._by_device = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        # As plain arrays: JAX rebuilds trees with placeholders, which a checked dataclass refuses.
+        leaves, self._structure = jax.tree.flatten(shared)
+        with _short_of_memory():
+            self.shared = jax.device_put(leaves, everywhere)
+
+    def mapped(self, member: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """`member(shared, *own, *common)` for a launch: called with (shared, own, common)."""
+
+        def side_by_side(leaves: list[Array], own: tuple, common: tuple) -> PyTree:
+            shared = jax.tree.unflatten(self._structure, leaves)
+            if self.layout.width == 1:
+                # A vmap of one is still a batched matrix product, twice as slow on CPU.
+                alone = jax.tree.map(lambda part: part[0], own)
+                return jax.tree.map(lambda part: part[None], member(shared, *alone, *common))
+            return jax.vmap(lambda *one: member(shared, *one, *common))(*own)
+
+        devices = list(self.layout.devices)
+        return jax.pmap(side_by_side, in_axes=(None, 0, None), devices=devices)
+
+    def shapes(self, *own: PyTree) -> tuple:
+        """Shapes of a launch, from those of one member."""
+        lead = (len(self.layout.devices), self.layout.width)
+        return jax.tree.map(lambda one: jax.ShapeDtypeStruct((*lead, *one.shape), one.dtype), own)
+
+    def launches(self, own: tuple[np.ndarray, ...]) -> Iterator[tuple]:
+        """Members in full launches, the last one filled up by repeating its last member."""
+        count = len(own[0])
+        filled = np.minimum(np.arange(count + -count % self.layout.launch), count - 1)
+        lead = (len(self.layout.devices), self.layout.width)
+        for rows in filled.reshape(-1, *lead):
+            yield self.place(tuple(part[rows] for part in own))
+
+    def place(self, own: PyTree) -> PyTree:
+        """Put the arrays of a launch on the devices."""
+        return jax.device_put(own, self._by_device)
+
+    def memory(self, compiled: jax.stages.Compiled) -> Memory:
+        """What a launch needs, as the compiler counts it, and what is free."""
+        stats: Any = compiled.memory_analysis()
+        needed = stats.temp_size_in_bytes + 2 * stats.output_size_in_bytes
+        return Memory(needed, free_bytes(self.layout), sum(part.nbytes for part in self.shared))
+
+
 class MemberProgram:
     """`member(shared, *own)` for any number of members: `pmap` over devices, `vmap` on each.
 
@@ -164,40 +216,19 @@ class MemberProgram:
             shared: arrays that every member reads; placed on each device, once.
             own: shape and dtype of each of a member's own arrays, without the axis of members.
         """
-
-        # As plain arrays: JAX rebuilds trees with placeholders, which a checked dataclass refuses.
-        leaves, structure = jax.tree.flatten(shared)
-
-        def side_by_side(leaves: list[Array], own: tuple[Array, ...]) -> PyTree:
-            shared = jax.tree.unflatten(structure, leaves)
-            if layout.width == 1:
-                # A vmap of one is still a batched matrix product, twice as slow on CPU.
-                alone = member(shared, *(part[0] for part in own))
-                return jax.tree.map(lambda part: part[None], alone)
-            return jax.vmap(lambda *one: member(shared, *one))(*own)
-
         self.layout = layout
-        mesh = jax.sharding.Mesh(np.array(layout.devices), ("devices",))
-        self._by_device = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        with _short_of_memory():
-            self._shared = jax.device_put(leaves, everywhere)
-        self._own = tuple(
-            jax.ShapeDtypeStruct((len(layout.devices), layout.width, *one.shape), one.dtype)
-            for one in own
-        )
-        self._mapped = jax.pmap(side_by_side, in_axes=(None, 0), devices=list(layout.devices))
+        self._devices = _Devices(layout, shared)
+        self._own = self._devices.shapes(*own)
+        self._mapped: Any = self._devices.mapped(member)
 
     @cached_property
     def _compiled(self) -> jax.stages.Compiled:
         with _short_of_memory():
-            return self._mapped.lower(self._shared, self._own).compile()
+            return self._mapped.lower(self._devices.shared, self._own, ()).compile()
 
     def memory(self) -> Memory:
         """What a launch needs, as the compiler counts it, and what is free."""
-        stats: Any = self._compiled.memory_analysis()
-        needed = stats.temp_size_in_bytes + 2 * stats.output_size_in_bytes
-        return Memory(needed, free_bytes(self.layout), sum(part.nbytes for part in self._shared))
+        return self._devices.memory(self._compiled)
 
     def start(self, *own: np.ndarray) -> Launched:
         """Begin to compute members; every array has a leading axis of members.
@@ -205,12 +236,108 @@ class MemberProgram:
         Raises:
             UserError: a device ran out of memory.
         """
-        count = len(own[0])
-        filled = np.minimum(np.arange(count + -count % self.layout.launch), count - 1)
-        launches = filled.reshape(-1, len(self.layout.devices), self.layout.width)
-        placed = (jax.device_put(tuple(x[rows] for x in own), self._by_device) for rows in launches)
+        placed = self._devices.launches(own)
         with _short_of_memory():
-            return Launched([self._compiled(self._shared, arrays) for arrays in placed], count)
+            results = [self._compiled(self._devices.shared, arrays, ()) for arrays in placed]
+            return Launched(results, len(own[0]))
+
+
+class SteppedProgram:
+    """Members that train some steps at a time, so that what they have reached can be kept.
+
+    Launches follow one another, so that the devices hold the progress of one.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[..., PyTree],
+        advance: Callable[..., PyTree],
+        end: Callable[..., PyTree],
+        layout: Layout,
+        shared: PyTree,
+        *own: jax.ShapeDtypeStruct,
+    ):
+        """Place what all members share on every device, and set three programs up.
+
+        Args:
+            begin: (shared, *own) -> the progress of a member before its first step.
+            advance: (shared, progress, *own, first, last) -> after the steps in between.
+            end: (shared, progress, *own) -> its results.
+            layout: where to run.
+            shared: arrays that every member reads; placed on each device, once.
+            own: shape and dtype of each of a member's own arrays, without the axis of members.
+        """
+        self.layout = layout
+        self._devices = devices = _Devices(layout, shared)
+        self._own = devices.shapes(*own)
+        self._begin, self._end = devices.mapped(begin), devices.mapped(end)
+        self._advance: Any = devices.mapped(advance)
+
+    @cached_property
+    def _progress(self) -> PyTree:
+        """Shapes of a launch's progress."""
+        return jax.eval_shape(self._begin, self._devices.shared, self._own, ())
+
+    @cached_property
+    def _advance_compiled(self) -> jax.stages.Compiled:
+        own, step = (self._progress, *self._own), jax.ShapeDtypeStruct((), np.int32)
+        with _short_of_memory():
+            return self._advance.lower(self._devices.shared, own, (step, step)).compile()
+
+    @cached_property
+    def result_shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of the arrays of a launch's results."""
+        own = (self._progress, *self._own)
+        return jax.tree.leaves(jax.eval_shape(self._end, self._devices.shared, own, ()))
+
+    def memory(self) -> Memory:
+        """What a launch needs, as the compiler counts it, and what is free."""
+        return self._devices.memory(self._advance_compiled)
+
+    def launches(self, *own: np.ndarray) -> list[tuple]:
+        """The launches of some members, on the devices."""
+        return list(self._devices.launches(own))
+
+    def begin(self, launch: tuple) -> PyTree:
+        """The progress of a launch before the first step, on the devices."""
+        with _short_of_memory():
+            return self._begin(self._devices.shared, launch, ())
+
+    def advance(self, launch: tuple, progress: PyTree, first: int, last: int) -> PyTree:
+        """After the steps from `first` to below `last`; returns when they are done."""
+        span = (np.int32(first), np.int32(last))
+        with _short_of_memory():
+            own = (progress, *launch)
+            return jax.block_until_ready(self._advance_compiled(self._devices.shared, own, span))
+
+    def end(self, launch: tuple, progress: PyTree) -> PyTree:
+        """The results of a launch, on the devices."""
+        with _short_of_memory():
+            return self._end(self._devices.shared, (progress, *launch), ())
+
+    def to_host(self, progress: PyTree) -> list[np.ndarray]:
+        """The arrays of a progress, of a launch's shape, as plain numbers."""
+        return [np.asarray(_plain(leaf)) for leaf in jax.tree.leaves(progress)]
+
+    def to_devices(self, arrays: list[np.ndarray], like: PyTree) -> PyTree:
+        """What `to_host` was given, from what it returned and any progress of the same shape."""
+        leaves, structure = jax.tree.flatten(like)
+        same = [_as(array, leaf) for array, leaf in zip(arrays, leaves, strict=True)]
+        return self._devices.place(jax.tree.unflatten(structure, same))
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Array) -> Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _as(array: np.ndarray, leaf: Array) -> Array | np.ndarray:
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+    return array
 
 
 def free_bytes(layout: Layout) -> int | None:

@@ -28,6 +28,7 @@ from training.seeds import root_key, training_keys
 from training.train import (
     EVALUATION_BLOCK,
     Recipe,
+    State,
     all_finite,
     make_evaluate,
     make_train,
@@ -106,11 +107,17 @@ class Design(Protocol):
         ...
 
 
-class _Shared(NamedTuple):
+class Shared(NamedTuple):
     """What all members read; on every device, once."""
 
     examples: Examples
     targets: Examples
+
+
+def own_shapes(task: Task) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Of what a member has for itself: its training key, and its mask as bits."""
+    packed = jax.ShapeDtypeStruct((math.ceil(len(task.examples) / 8),), jnp.uint8)
+    return jax.ShapeDtypeStruct((2,), jnp.uint32), packed
 
 
 class Sweeper:
@@ -118,14 +125,14 @@ class Sweeper:
 
     def __init__(self, task: Task, layout: Layout):
         self.layout = layout
-        packed = jax.ShapeDtypeStruct((math.ceil(len(task.examples) / 8),), jnp.uint8)
-        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-        shared = _Shared(task.examples, task.targets)
         parameters, _ = jax.eval_shape(task.model.init, jax.random.key(0))
         self._parameter_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(parameters))
-        self._program = MemberProgram(
-            _make_member(task, layout.microbatch), layout, shared, key, packed
-        )
+        self._program = self._make_program(task)
+
+    def _make_program(self, task: Task) -> Any:
+        shared = Shared(task.examples, task.targets)
+        member = _make_member(task, self.layout.microbatch)
+        return MemberProgram(member, self.layout, shared, *own_shapes(task))
 
     def start(self, keys: UInt32[np.ndarray, "m 2"], masks: Bool[np.ndarray, "m n"]) -> Launched:
         """Begin to train members; what `fetch` returns is (outputs (m, t) float32, status (m,)).
@@ -135,6 +142,21 @@ class Sweeper:
             masks: the examples they keep.
         """
         return self._program.start(keys, np.packbits(masks, axis=1))
+
+    def start_unit(
+        self,
+        arm: Arm,
+        unit: int,
+        keys: UInt32[np.ndarray, "m 2"],
+        masks: Bool[np.ndarray, "m n"],
+        stop: Callable[[], bool],
+    ) -> Launched | None:
+        """Begin to train the members of a unit of an arm; None if `stop` said so before the end."""
+        del arm, unit, stop
+        return self.start(keys, masks)
+
+    def finish_unit(self, arm: Arm, unit: int) -> None:
+        """What there is to do once a unit is committed."""
 
     def require_memory(self) -> Memory:
         """Compile, and compare what a launch needs with what is free.
@@ -169,28 +191,38 @@ class Sweeper:
 
 
 def _make_member(task: Task, microbatch: int) -> Callable[..., tuple[Array, Array]]:
-    count = len(task.examples)
-
     def member(
-        shared: _Shared, key: UInt32[Array, " 2"], packed: UInt8[Array, " bytes"]
+        shared: Shared, key: UInt32[Array, " 2"], packed: UInt8[Array, " bytes"]
     ) -> tuple[Float[Array, " t"], UInt8[Array, ""]]:
-        mask = jnp.unpackbits(packed, count=count).astype(bool)
+        mask = unpacked(packed, len(task.examples))
         train = make_train(task.recipe, task.model, shared.examples, microbatch)
         state = train(jax.random.wrap_key_data(key), mask)
-        # Where pieces of a batch are what fits, more targets at once would not.
-        block = microbatch or EVALUATION_BLOCK
-        outputs = jnp.concatenate(
-            [
-                make_evaluate(task.recipe, task.model, panel, task.output, block)(state)
-                for panel in _panels(shared.targets, task.panels)
-            ]
-        ).astype(jnp.float32)
-        finite = all_finite(state) & jnp.isfinite(outputs).all()
-        status = jnp.where(mask.any(), Status.OK.value, Status.EMPTY_MASK.value)
-        status = jnp.where(finite, status, Status.NOT_FINITE.value)
-        return outputs, status.astype(jnp.uint8)
+        return report(task, microbatch, shared.targets, state, mask)
 
     return member
+
+
+def unpacked(packed: UInt8[Array, " bytes"], count: int) -> Bool[Array, " n"]:
+    """A mask from its bits."""
+    return jnp.unpackbits(packed, count=count).astype(bool)
+
+
+def report(
+    task: Task, microbatch: int, targets: Examples, state: State, mask: Bool[Array, " n"]
+) -> tuple[Float[Array, " t"], UInt8[Array, ""]]:
+    """The outputs and the status of a trained member."""
+    # Where pieces of a batch are what fits, more targets at once would not.
+    block = microbatch or EVALUATION_BLOCK
+    outputs = jnp.concatenate(
+        [
+            make_evaluate(task.recipe, task.model, panel, task.output, block)(state)
+            for panel in _panels(targets, task.panels)
+        ]
+    ).astype(jnp.float32)
+    finite = all_finite(state) & jnp.isfinite(outputs).all()
+    status = jnp.where(mask.any(), Status.OK.value, Status.EMPTY_MASK.value)
+    status = jnp.where(finite, status, Status.NOT_FINITE.value)
+    return outputs, status.astype(jnp.uint8)
 
 
 def _panels(targets: Examples, sizes: tuple[int, ...]) -> list[Examples]:
@@ -237,6 +269,7 @@ def sweep(
     def finish(unit: int, masks: Bool[np.ndarray, "u n"], launched: Launched) -> None:
         rows = Rows(masks, *launched.fetch())
         arm.commit(unit, rows, Made(sweeper.made_on()), allow_mixed=allow_mixed)
+        sweeper.finish_unit(arm, unit)
         on_unit(unit, rows)
 
     other_thread = ThreadPoolExecutor(1)
@@ -249,7 +282,10 @@ def sweep(
                 continue
             members = arm.spec.unit_rows(unit)
             masks = design.masks(root, members, arm.spec.groups)
-            launched = sweeper.start(_keys(root, arm.spec, design, members), masks)
+            keys = _keys(root, arm.spec, design, members)
+            launched = sweeper.start_unit(arm, unit, keys, masks, stop)
+            if launched is None:
+                break
             # One unit in training and one in writing, so that memory stays flat.
             if before is not None:
                 before.result()

@@ -43,6 +43,26 @@ class _Batch(NamedTuple):
         return jax.tree.map(lambda part: part.reshape(pieces, -1), self)
 
 
+class Progress(NamedTuple):
+    """A member between two steps."""
+
+    state: State
+    moments: PyTree
+    """Of the optimiser."""
+
+
+class Steps(NamedTuple):
+    """Training cut into pure functions, to stop between two steps and go on later."""
+
+    begin: Callable[[Key[Array, ""]], Progress]
+    """Before the first step, from the member's training key."""
+    advance: Callable[..., Progress]
+    """(progress, key, mask, first, last): after the steps from `first` to below `last`. One
+    program for any number of steps."""
+    end: Callable[[Progress, Progress, Bool[Array, " n"]], State]
+    """(after the last step, before the first, mask): what `train` returns."""
+
+
 Train = Callable[[Key[Array, ""], Bool[Array, " n"]], State]
 Evaluate = Callable[[State], Float[Array, " outputs"]]
 
@@ -94,6 +114,49 @@ def make_train(recipe: Recipe, model: Model, examples: Examples, microbatch: int
     pieces of the batch: less memory, and on CPU the pieces stay in the cache. It is the same
     gradient only for models that treat every example by itself and keep no state.
     """
+    parts = _make_parts(recipe, model, examples, microbatch)
+
+    def train(key: Key[Array, ""], mask: Bool[Array, " n"]) -> State:
+        before = parts.begin(key)
+
+        def step(progress: Progress, batch: _Batch) -> tuple[Progress, None]:
+            return parts.step(progress, batch), None
+
+        after, _ = jax.lax.scan(step, before, parts.batches(key, mask))
+        return _end(after, before, mask)
+
+    return train
+
+
+def make_steps(recipe: Recipe, model: Model, examples: Examples, microbatch: int = 0) -> Steps:
+    """The same training in parts; arguments as of `make_train`. Low bits may differ from it."""
+    parts = _make_parts(recipe, model, examples, microbatch)
+
+    def advance(
+        progress: Progress,
+        key: Key[Array, ""],
+        mask: Bool[Array, " n"],
+        first: Int[Array, ""],
+        last: Int[Array, ""],
+    ) -> Progress:
+        # Planned anew each time: kept, the visits could be larger than the model.
+        batches = parts.batches(key, mask)
+
+        def step(number: Int[Array, ""], progress: Progress) -> Progress:
+            return parts.step(progress, jax.tree.map(lambda part: part[number], batches))
+
+        return jax.lax.fori_loop(first, last, step, progress)
+
+    return Steps(parts.begin, advance, _end)
+
+
+class _Parts(NamedTuple):
+    begin: Callable[[Key[Array, ""]], Progress]
+    batches: Callable[[Key[Array, ""], Bool[Array, " n"]], _Batch]
+    step: Callable[[Progress, _Batch], Progress]
+
+
+def _make_parts(recipe: Recipe, model: Model, examples: Examples, microbatch: int) -> _Parts:
     optimizer = make_optimizer(recipe.optim)
     steps, batch_size = recipe.optim.steps, recipe.optim.batch_size
     pieces = batch_size // (microbatch or batch_size)
@@ -118,26 +181,31 @@ def make_train(recipe: Recipe, model: Model, examples: Examples, microbatch: int
         total, _ = jax.lax.scan(add, zero, batch.cut(pieces))
         return jax.tree.map(lambda part: part / pieces, total), rest
 
-    def train(key: Key[Array, ""], mask: Bool[Array, " n"]) -> State:
-        init_key, visit_key = jax.random.split(key)
+    def begin(key: Key[Array, ""]) -> Progress:
+        init_key, _ = jax.random.split(key)
         initial = State(*model.init(init_key))
+        return Progress(initial, optimizer.init(initial.parameters))
+
+    def batches(key: Key[Array, ""], mask: Bool[Array, " n"]) -> _Batch:
+        _, visit_key = jax.random.split(key)
         visits = steps * batch_size
         keys = None
         if recipe.optim.augment != "none":
             keys = jax.random.split(jax.random.fold_in(key, AUGMENT_TAG), visits)
-        batches = _Batch(visit_order(visit_key, mask, visits), keys).cut(steps)
+        return _Batch(visit_order(visit_key, mask, visits), keys).cut(steps)
 
-        def step(carry: tuple, batch: _Batch) -> tuple[tuple, None]:
-            (parameters, rest), moments = carry
-            direction, rest = gradient(parameters, rest, batch)
-            updates, moments = optimizer.update(direction, moments, parameters)
-            return (State(optax.apply_updates(parameters, updates), rest), moments), None
+    def step(progress: Progress, batch: _Batch) -> Progress:
+        (parameters, rest), moments = progress
+        direction, rest = gradient(parameters, rest, batch)
+        updates, moments = optimizer.update(direction, moments, parameters)
+        return Progress(State(optax.apply_updates(parameters, updates), rest), moments)
 
-        carry = (initial, optimizer.init(initial.parameters))
-        (trained, _), _ = jax.lax.scan(step, carry, batches)
-        return jax.tree.map(lambda new, old: jnp.where(mask.any(), new, old), trained, initial)
+    return _Parts(begin, batches, step)
 
-    return train
+
+def _end(after: Progress, before: Progress, mask: Bool[Array, " n"]) -> State:
+    """The trained state; the initial one for an empty mask."""
+    return jax.tree.map(lambda new, old: jnp.where(mask.any(), new, old), after.state, before.state)
 
 
 def make_evaluate(
