@@ -1,7 +1,7 @@
 """The arms of a run's bank: their designs, and what every member of them does."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from training.bank import Bank, Manifest
 from training.errors import UserError
 from training.parallel import local_layout
 from training.seeds import root_key
+from training.shards import Shard
 from training.sweep import SweepConfig, Task
 
 STREAMS = {"main": 0, "replicates": 1, "verification": 2}
@@ -66,6 +67,15 @@ def unit_size(sweep: SweepConfig) -> int:
     """
     launch = local_layout(sweep.width).launch
     return math.ceil(sweep.unit / launch) * launch
+
+
+def own_units(specs: Iterable[ArmSpec], shard: Shard) -> dict[str, list[int]]:
+    """The units of each arm, by its name, that are of a shard; counted over all arms."""
+    own, first = {}, 0
+    for spec in specs:
+        own[spec.name] = [unit for unit in range(spec.units) if shard.owns(first + unit)]
+        first += spec.units
+    return own
 
 
 def main_task(experiment: Experiment, manifest: Manifest | None = None) -> Task:

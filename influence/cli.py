@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from influence.interruption import Interrupted, end_at_once
 from training.errors import UserError
-from training.shards import Shard, find_shard, parse_shard
+from training.shards import WHOLE, Shard, find_shard, parse_shard
 
 USAGE = """\
 usage: accomplice COMMAND ...
@@ -115,9 +115,10 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         raise UserError(f"{DRY_RUN} belongs to accomplice sweep, which takes the same options")
     retrain = RETRAIN in rest
     options = [word for word in rest[1:] if word not in (DRY_RUN, RETRAIN)]
-    shard, options = _shard(options) if command == "sweep" else (None, options)
+    shard, options = _shard(options) if command == "sweep" else (WHOLE, options)
     config, out = override(read_config(source), options, prog)
     pipeline = _start()
+    shard = _of_this_process(command, shard)
     out = out or default_out
     if command == "run":
         run = pipeline.run_all(config, out, retrain=retrain)
@@ -125,7 +126,7 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
     elif dry:
         from influence.plan import plan
 
-        print(plan(pipeline.prepare(config), out))
+        print(plan(pipeline.prepare(config), out, shard))
     else:
         print(pipeline.sweep_alone(config, out, shard, retrain=retrain))
     return 0
@@ -144,6 +145,22 @@ def _shard(options: list[str]) -> tuple[Shard, list[str]]:
     if source:
         say(f"Shard {shard}, from {source}")
     return shard, options
+
+
+def _of_this_process(command: str, shard: Shard) -> Shard:
+    """The part of a shard that is this process's, where several hosts are one JAX job."""
+    from influence.progress import say
+    from training.parallel import process_shard
+
+    own = process_shard(shard)
+    if own != shard and command == "run":
+        raise UserError(
+            "accomplice run is for one process, and here several are one JAX job; run accomplice "
+            "sweep on all of them, then accomplice run on one machine"
+        )
+    if own != shard:
+        say(f"Shard {own}, as one of {own.count // shard.count} processes of a JAX job")
+    return own
 
 
 def _config_path(path: Path) -> tuple[Path, Path]:

@@ -9,6 +9,8 @@ from influence.experiment import Experiment
 from influence.progress import say
 from training.layouts import find_layout
 from training.parallel import Layout, local_layout
+from training.stepped import SteppedSweeper
+from training.sweep import Sweeper, Task
 
 
 def with_layout(experiment: Experiment, out: Path) -> Experiment:
@@ -42,3 +44,9 @@ def fixed_layout(experiment: Experiment) -> Layout:
     """The layout that the config has, on the devices of this process."""
     sweep = experiment.config.sweep
     return local_layout(sweep.width, microbatch=sweep.microbatch)
+
+
+def sweeper_for(experiment: Experiment, task: Task) -> Sweeper:
+    """What trains the members of a task, at the layout that the config has."""
+    layout, every_steps = fixed_layout(experiment), experiment.config.checkpoint.every_steps
+    return SteppedSweeper(task, layout, every_steps) if every_steps else Sweeper(task, layout)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from influence import attribution, detection, verification
-from influence.arms import arm_specs, designs, main_task, read_arms
+from influence.arms import arm_specs, designs, main_task, own_units, read_arms
 from influence.artifacts import (
     load_datamodel,
     read_scores,
@@ -20,7 +20,7 @@ from influence.caveats import caveats
 from influence.config import Config, read_config
 from influence.experiment import Experiment, prepare
 from influence.interruption import end_in_good_order
-from influence.layout import fixed_layout, with_layout
+from influence.layout import sweeper_for, with_layout
 from influence.progress import say, sweep_progress
 from influence.report import write_report
 from influence.run import Run, open_run, write_run
@@ -29,9 +29,8 @@ from training.bank import Bank, require_space
 from training.checkpoints import delete_finished
 from training.errors import UserError
 from training.shards import WHOLE, Shard
-from training.stepped import SteppedSweeper
 from training.store import Store
-from training.sweep import Design, Sweeper, Task, sweep
+from training.sweep import Design, Task, sweep
 
 
 def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
@@ -79,7 +78,7 @@ def sweep_stage(
     planned = with_layout(experiment, out)
     if find_bank(planned.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
-        _sweeper(planned, main_task(planned)).require_memory()
+        sweeper_for(planned, main_task(planned)).require_memory()
         place = Store(bank_location(planned.config, out))
         require_space(place, list(arm_specs(planned).values()), len(planned.targets))
         make_bank(out, planned, arm_specs(planned))
@@ -171,11 +170,6 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     write_report(run, experiment, metrics, read_scores(run), quality, change)
 
 
-def _sweeper(experiment: Experiment, task: Task) -> Sweeper:
-    layout, every_steps = fixed_layout(experiment), experiment.config.checkpoint.every_steps
-    return SteppedSweeper(task, layout, every_steps) if every_steps else Sweeper(task, layout)
-
-
 def _make_missing(
     run: Run,
     experiment: Experiment,
@@ -185,17 +179,16 @@ def _make_missing(
 ) -> None:
     """Retrain what the shard's part of the arms lacks, compiled once for all of them."""
     config = experiment.config.sweep
-    work, first = [], 0
+    units, work = own_units([arm.spec for arm, _ in arms.values()], shard), []
     for title, (arm, design) in arms.items():
-        own = [unit for unit in range(arm.spec.units) if shard.owns(first + unit)]
-        first += arm.spec.units
+        own = units[arm.spec.name]
         delete_finished(arm)
         todo = arm.unfinished_units(own)
         if todo:
             work.append((title, arm, design, own, todo))
     if not work:
         return
-    sweeper = _sweeper(experiment, task)
+    sweeper = sweeper_for(experiment, task)
     sweeper.require_memory()
     if not config.allow_mixed:
         for _, arm, *_ in work:

@@ -1,22 +1,28 @@
 """What a sweep would do, told before it starts."""
 
+import dataclasses
 from pathlib import Path
 
-from influence.arms import arm_specs, main_task
+from influence.arms import arm_specs, main_task, own_units
 from influence.banks import bank_location, check_same, find_bank
 from influence.experiment import Experiment
-from influence.layout import fixed_layout, with_layout
+from influence.layout import fixed_layout, sweeper_for, with_layout
 from influence.progress import duration
-from training.arm import ArmSpec
+from training.arm import Arm, ArmSpec
 from training.bank import Bank
 from training.cost import member_flops
 from training.layouts import find_layout
 from training.parallel import Memory
-from training.sweep import Sweeper
+from training.shards import WHOLE, Shard
 
 
-def plan(experiment: Experiment, out: Path) -> str:
+def plan(experiment: Experiment, out: Path, shard: Shard = WHOLE) -> str:
     """The plan of a sweep as text; nothing is written to `out`.
+
+    Args:
+        experiment: what would be swept.
+        out: the run directory.
+        shard: the part of the units that this process would make.
 
     Raises:
         UserError: whatever the sweep itself would refuse before its first member: another run at
@@ -28,15 +34,16 @@ def plan(experiment: Experiment, out: Path) -> str:
     if bank is not None:
         check_same(out, bank, experiment, specs, growing=True)
     task, layout, optim = main_task(experiment), fixed_layout(experiment), experiment.config.optim
-    memory = Sweeper(task, layout).require_memory()
+    memory = sweeper_for(experiment, task).require_memory()
     flops = member_flops(task)
     rate = find_layout(task, layout.width, layout.microbatch).flops
-    left = sum(_missing_members(bank, spec) for spec in specs.values())
+    left = _missing_members(bank, specs, shard)
+    of_shard = "" if shard == WHOLE else f" by shard {shard}"
     arms = [f"{spec.members:,} {name}" for name, spec in specs.items()]
     units = [f"{spec.units} of {spec.unit} {name}" for name, spec in specs.items()]
     training = f"{optim.steps} steps of {optim.batch_size} examples"
     rows = {
-        "members": f"{', '.join(arms)}; {left:,} left to train",
+        "members": f"{', '.join(arms)}; {left:,} left to train{of_shard}",
         "units": f"{', '.join(units)}",
         "a member": f"{training}, then {len(task.targets):,} targets: {flops / 1e9:.3g} GFLOP",
         "where": str(layout),
@@ -49,14 +56,17 @@ def plan(experiment: Experiment, out: Path) -> str:
     return "\n".join(lines + [f"Note: {note}" for note in experiment.notes])
 
 
-def _missing_members(bank: Bank | None, spec: ArmSpec) -> int:
-    if bank is None:
-        return spec.members
-    if spec.name not in bank.arms:
-        return spec.members
-    arm = bank.arm(spec.name)
-    more = spec.members - arm.spec.members
-    return more + sum(len(arm.spec.unit_rows(unit)) for unit in arm.missing_units())
+def _missing_members(bank: Bank | None, specs: dict[str, ArmSpec], shard: Shard) -> int:
+    left = 0
+    for name, units in own_units(specs.values(), shard).items():
+        spec = specs[name]
+        if bank is not None and name in bank.arms:
+            arm = bank.arm(name)
+            spec = dataclasses.replace(arm.spec, members=spec.members)
+            done = Arm(arm.store, spec, arm.panels)
+            units = [unit for unit in done.missing_units() if unit in units]
+        left += sum(len(spec.unit_rows(unit)) for unit in units)
+    return left
 
 
 def _memory(memory: Memory, devices: int) -> str:

@@ -4,6 +4,9 @@ import csv
 import json
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +223,37 @@ def test_shards_make_each_their_own_and_together_the_whole(whole, tmp_path, caps
     swept(run, "--shard", "2/3")
     assert f"Bank complete: {run}" in capsys.readouterr().out
     assert_same_rows(run, whole)
+
+
+def test_a_dry_run_counts_what_a_shard_makes(tmp_path, capsys):
+    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), *SMALL, "--shard", "1/3", "--dry-run"]
+    assert main(words) == 0
+    assert "40 main, 8 replicates; 16 left to train by shard 1/3\n" in capsys.readouterr().out
+
+
+def test_several_hosts_of_one_jax_job_make_each_their_part(whole, tmp_path):
+    """Two processes as JAX sees those of a TPU pod; each has four devices of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    code = (
+        "import sys, jax\n"
+        "jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))\n"
+        "from influence.cli import main\n"
+        "sys.exit(main(sys.argv[3:]))"
+    )
+    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), *SMALL]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(index), *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for index, process in enumerate(processes):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert f"Shard {index}/2, as one of 2 processes of a JAX job" in said
+    assert_same_rows(tmp_path / "run", whole)
 
 
 def test_a_call_without_shards_makes_what_dead_ones_left(whole, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from training.errors import UserError, reason
+from training.shards import Shard
 
 LESS_MEMORY = "lower optim.batch_size, model.width or sweep.width, or set sweep.microbatch"
 
@@ -100,6 +101,15 @@ def keep_compiled_programs(folder: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def process_shard(shard: Shard) -> Shard:
+    """The part of a shard that is this process's, where several hosts are one JAX job.
+
+    On a slice of a TPU pod, say, every host runs the same command; each works on its own devices.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    return Shard(shard.index * count + index, shard.count * count)
+
+
 def local_layout(width: int, count: int | None = None, microbatch: int = 0) -> Layout:
     """All local devices (or the first `count`), `width` members side by side on each."""
     return Layout(tuple(jax.local_devices()[:count]), width, microbatch)
@@ -182,6 +192,16 @@ class _Devices:
         for rows in filled.reshape(-1, *lead):
             yield self.place(tuple(part[rows] for part in own))
 
+    def zeros(self, *own: jax.ShapeDtypeStruct) -> tuple:
+        """The arrays of a launch, on the devices.
+
+        A `pmap` is lowered for them and not for shapes, which JAX refuses where several hosts are
+        one job.
+        """
+        return self.place(
+            jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), self.shapes(*own))
+        )
+
     def place(self, own: PyTree) -> PyTree:
         """Put the arrays of a launch on the devices."""
         return jax.device_put(own, self._by_device)
@@ -218,13 +238,14 @@ class MemberProgram:
         """
         self.layout = layout
         self._devices = _Devices(layout, shared)
-        self._own = self._devices.shapes(*own)
+        self._own = own
         self._mapped: Any = self._devices.mapped(member)
 
     @cached_property
     def _compiled(self) -> jax.stages.Compiled:
         with _short_of_memory():
-            return self._mapped.lower(self._devices.shared, self._own, ()).compile()
+            own = self._devices.zeros(*self._own)
+            return self._mapped.lower(self._devices.shared, own, ()).compile()
 
     def memory(self) -> Memory:
         """What a launch needs, as the compiler counts it, and what is free."""
@@ -269,26 +290,20 @@ class SteppedProgram:
         """
         self.layout = layout
         self._devices = devices = _Devices(layout, shared)
-        self._own = devices.shapes(*own)
+        self._own = own
         self._begin, self._end = devices.mapped(begin), devices.mapped(end)
         self._advance: Any = devices.mapped(advance)
-
-    @cached_property
-    def _progress(self) -> PyTree:
-        """Shapes of a launch's progress."""
-        return jax.eval_shape(self._begin, self._devices.shared, self._own, ())
+        progress = jax.eval_shape(begin, shared, *own)
+        results = jax.eval_shape(end, shared, progress, *own)
+        self.result_shapes: list[jax.ShapeDtypeStruct] = jax.tree.leaves(devices.shapes(results))
+        """Of the arrays of a launch's results."""
 
     @cached_property
     def _advance_compiled(self) -> jax.stages.Compiled:
-        own, step = (self._progress, *self._own), jax.ShapeDtypeStruct((), np.int32)
+        launch, step = self._devices.zeros(*self._own), np.int32(0)
         with _short_of_memory():
+            own = (self.begin(launch), *launch)
             return self._advance.lower(self._devices.shared, own, (step, step)).compile()
-
-    @cached_property
-    def result_shapes(self) -> list[jax.ShapeDtypeStruct]:
-        """Shapes of the arrays of a launch's results."""
-        own = (self._progress, *self._own)
-        return jax.tree.leaves(jax.eval_shape(self._end, self._devices.shared, own, ()))
 
     def memory(self) -> Memory:
         """What a launch needs, as the compiler counts it, and what is free."""
