@@ -1,8 +1,8 @@
 """Claim: nothing that a sweep finished is ever lost, changed or mixed, whatever happens to it.
 
 Real processes of `accomplice sweep` are killed at random moments, asked to stop, started twice, run
-as shards of which some die, and run out of disk. Afterwards the bank must hold the bytes of one
-that nothing happened to (done-records may differ in time and host).
+as shards of which some die, lose a node of their cluster, and run out of disk. Afterwards the bank
+must hold the bytes of one that nothing happened to (done-records may differ in time and host).
 """
 
 import argparse
@@ -154,6 +154,31 @@ def same_shard_twice(trial: Trial, whole: Path, out: Path) -> dict[str, Any]:
     return {"identical": bank_bytes(out) == bank_bytes(whole)}
 
 
+def lost_node(trial: Trial, whole: Path, out: Path) -> dict[str, Any] | None:
+    """A Ray cluster of two nodes, one of which is lost on the way; None: Ray is not installed."""
+    try:
+        from ray.cluster_utils import Cluster
+    except ImportError:
+        return None
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = trial.start(out, "--engine", "ray", "--ray.address", str(cluster.address))
+        while process.poll() is None and len(finished_units(out)) < 3:
+            time.sleep(0.2)
+        before = finished_units(out)
+        cluster.remove_node(node, allow_graceful=False)
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    finally:
+        cluster.shutdown()
+    return {
+        "units_before": len(before),
+        "units_lost": len(before - finished_units(out)),
+        "identical": bank_bytes(out) == bank_bytes(whole),
+    }
+
+
 def full_disk(trial: Trial, whole: Path, place: Path) -> dict[str, Any] | None:
     """A disk that fills up during the sweep, and is given more room; None: not permitted."""
     if os.geteuid() != 0:
@@ -259,6 +284,7 @@ def main() -> None:
         scenarios = {
             "dead_shards": lambda out: dead_shards(trial, whole, out, longest),
             "same_shard_twice": lambda out: same_shard_twice(trial, whole, out),
+            "lost_node": lambda out: lost_node(trial, whole, out),
             "full_disk": lambda out: full_disk(trial, whole, out),
             "damage": lambda out: flipped_bits(trial, whole, out, 4 if options.quick else 30),
             "overhead": lambda out: overhead(trial, whole, out, 1 if options.quick else 3),

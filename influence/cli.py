@@ -7,18 +7,21 @@ they load is met like any other.
 import argparse
 import contextlib
 import json
-import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from influence.interruption import Interrupted, end_at_once
 from training.errors import UserError
 from training.shards import WHOLE, Shard, find_shard, parse_shard
+
+if TYPE_CHECKING:
+    from influence.config import RayConfig
+    from influence.engines import Engine
 
 USAGE = """\
 usage: accomplice COMMAND ...
@@ -27,9 +30,10 @@ Find the training examples that spoil a model, and prove it by retraining.
 
   run CONFIG.toml [--section.key VALUE ...] [--out RUN] [--retrain]
                                    everything, then a report
-  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--shard i/k] [--retrain] [--dry-run]
-                                   only retrain what is missing or damaged (of part i of k), or
-                                   only say what that takes; --retrain: again, for new targets
+  sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--shard i/k] [--engine local|ray]
+        [--retrain] [--dry-run]    only retrain what is missing or damaged (of part i of k), here
+                                   or on a Ray cluster; --retrain: again, for new targets;
+                                   --dry-run: only say what that takes
 on a run directory RUN, each stage alone:
   fit RUN                          datamodels from the bank
   audit RUN                        scores, ranks and flags of the training examples
@@ -49,6 +53,7 @@ STAGES = ("fit", "audit", "verify", "report")
 COMMANDS = ("run", "sweep", *STAGES, "status", "export", "merge")
 DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
+ENGINES = ("local", "ray")
 INTERRUPTED = (130, 143)
 """Exit codes of SIGINT and SIGTERM."""
 
@@ -103,7 +108,11 @@ def _dispatch(words: list[str]) -> int:
 def _run_or_sweep(command: str, rest: list[str]) -> int:
     from influence.config import Config, override, read_config
 
-    more = f" [--shard i/k] [{RETRAIN}] [{DRY_RUN}]" if command == "sweep" else f" [{RETRAIN}]"
+    more = (
+        f" [--shard i/k] [--engine local|ray] [{RETRAIN}] [{DRY_RUN}]"
+        if command == "sweep"
+        else f" [{RETRAIN}]"
+    )
     prog = f"accomplice {command} CONFIG.toml{more}"
     if not rest or rest[0].startswith("-"):
         if {"-h", "--help"} & set(rest):
@@ -115,32 +124,66 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         raise UserError(f"{DRY_RUN} belongs to accomplice sweep, which takes the same options")
     retrain = RETRAIN in rest
     options = [word for word in rest[1:] if word not in (DRY_RUN, RETRAIN)]
-    shard, options = _shard(options) if command == "sweep" else (WHOLE, options)
+    shard, engine = WHOLE, "local"
+    if command == "sweep":
+        shard, options = _shard(options)
+        engine, options = _engine(options)
     config, out = override(read_config(source), options, prog)
     pipeline = _start()
-    shard = _of_this_process(command, shard)
     out = out or default_out
-    if command == "run":
-        run = pipeline.run_all(config, out, retrain=retrain)
-        print(f"Report: {run.report.resolve()}")
-    elif dry:
-        from influence.plan import plan
+    # Ray starts processes, which JAX does not like once it runs.
+    with _named_engine(engine, config.ray) as chosen:
+        shard = _of_this_process(command, shard)
+        if command == "run":
+            run = pipeline.run_all(config, out, retrain=retrain)
+            print(f"Report: {run.report.resolve()}")
+        elif dry:
+            from influence.plan import plan
 
-        print(plan(pipeline.prepare(config), out, shard))
-    else:
-        print(pipeline.sweep_alone(config, out, shard, retrain=retrain))
+            print(plan(pipeline.prepare(config), out, shard))
+        else:
+            print(pipeline.sweep_alone(config, out, shard, retrain=retrain, engine=chosen))
     return 0
+
+
+def _taken(options: list[str], name: str, values: str) -> tuple[str | None, list[str]]:
+    """The value of an option, if it is given, and the other words."""
+    if name not in options:
+        return None, options
+    at = options.index(name)
+    if at + 1 == len(options):
+        raise UserError(f"{name} needs a value {values}")
+    return options[at + 1], options[:at] + options[at + 2 :]
+
+
+def _engine(options: list[str]) -> tuple[str, list[str]]:
+    """What makes the units, by name; and other options."""
+    name, options = _taken(options, "--engine", " or ".join(ENGINES))
+    if name is not None and name not in ENGINES:
+        raise UserError(f"--engine {name} is unknown; choose {' or '.join(ENGINES)}")
+    return name or ENGINES[0], options
+
+
+@contextlib.contextmanager
+def _named_engine(name: str, config: "RayConfig") -> "Iterator[Engine]":
+    if name == "ray":
+        from influence.ray_engine import RayEngine, cluster
+
+        with cluster(config) as ray:
+            yield RayEngine(ray, config)
+    else:
+        from influence.engines import LocalEngine
+
+        yield LocalEngine()
 
 
 def _shard(options: list[str]) -> tuple[Shard, list[str]]:
     """The part that this process makes: as `--shard` says, or a job system; and other options."""
     from influence.progress import say
 
-    if "--shard" in options:
-        at = options.index("--shard")
-        if at + 1 == len(options):
-            raise UserError("--shard needs a value i/k, as in 0/16")
-        return parse_shard(options[at + 1]), options[:at] + options[at + 2 :]
+    text, options = _taken(options, "--shard", "i/k, as in 0/16")
+    if text is not None:
+        return parse_shard(text), options
     shard, source = find_shard(os.environ)
     if source:
         say(f"Shard {shard}, from {source}")
@@ -251,14 +294,9 @@ BANK_COMMANDS = {"status": _status, "export": _export, "merge": _merge}
 
 def _start() -> ModuleType:
     """Set up the devices, then import what uses them."""
-    from training.cache import OUT_OF_REACH, cache_folder
-    from training.parallel import keep_compiled_programs, use_all_cores
+    from influence.jax_setup import set_up_jax
 
-    # orbax logs what it does to standard error; what matters comes back as an exception.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    use_all_cores()
-    with contextlib.suppress(*OUT_OF_REACH):
-        keep_compiled_programs(cache_folder() / "compiled")
+    set_up_jax()
     from influence import pipeline
 
     return pipeline

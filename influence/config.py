@@ -47,6 +47,22 @@ class AuditConfig:
 
 
 @dataclass(frozen=True)
+class RayConfig:
+    """How `accomplice sweep --engine ray` uses a cluster; decides nothing of the results."""
+
+    address: str = "auto"
+    """Of the cluster; auto: the one that this machine is of; local: none, on this machine."""
+    cpus: float = 1.0
+    """CPUs of a task, which makes one unit at a time."""
+    gpus: float = 0.0
+    """GPUs of a task."""
+    tpus: float = 0.0
+    """TPU chips of a task."""
+    retries: int = 10
+    """How often a unit is begun again whose worker or node was lost; -1: without end."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
 
@@ -58,6 +74,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
 
 
 @dataclass(frozen=True)
@@ -77,11 +94,16 @@ def read_config(path: Path) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the config {path}: {error}") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, where: str) -> Config:
+    """The config that a TOML text is; `where` names it in messages. Errors as in `read_config`."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    return _from_tables(tables, str(path))
+        raise UserError(f"{where} is not TOML: {error}") from error
+    return _from_tables(tables, where)
 
 
 def write_toml(config: Config) -> str:
@@ -187,6 +209,9 @@ def check(config: Config) -> None:
     require(0 < fit.validation_share < 1, "fit.validation_share", "above 0 and below 1")
     require(0 < audit.budget < 1, "audit.budget", "above 0 and below 1")
     require(audit.seeds >= 2, "audit.seeds", "at least 2")
+    require(config.ray.retries >= -1, "ray.retries", "at least -1")
+    for name in ("cpus", "gpus", "tpus"):
+        require(0 <= getattr(config.ray, name) < math.inf, f"ray.{name}", "at least 0 and finite")
     require(optim.steps >= 1, "optim.steps", "at least 1")
     require(optim.batch_size >= 1, "optim.batch_size", "at least 1")
     require(0 < optim.learning_rate < math.inf, "optim.learning_rate", "above 0 and finite")

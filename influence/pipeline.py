@@ -3,11 +3,10 @@
 Every stage can also be called alone on a run directory: it reads what earlier stages wrote.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from influence import attribution, detection, verification
-from influence.arms import arm_specs, designs, main_task, own_units, read_arms
+from influence.arms import arm_specs, designs, main_task, read_arms
 from influence.artifacts import (
     load_datamodel,
     read_scores,
@@ -18,19 +17,18 @@ from influence.audit import flag, score, suspect
 from influence.banks import bank_location, check_same, find_bank, join_bank, make_bank
 from influence.caveats import caveats
 from influence.config import Config, read_config
+from influence.engines import Engine, LocalEngine, find_work
 from influence.experiment import Experiment, prepare
-from influence.interruption import end_in_good_order
-from influence.layout import sweeper_for, with_layout
-from influence.progress import say, sweep_progress
+from influence.layout import with_layout
+from influence.progress import say
 from influence.report import write_report
 from influence.run import Run, open_run, write_run
-from training.arm import Arm
 from training.bank import Bank, require_space
-from training.checkpoints import delete_finished
 from training.errors import UserError
 from training.shards import WHOLE, Shard
 from training.store import Store
-from training.sweep import Design, Task, sweep
+
+LOCAL = LocalEngine()
 
 
 def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
@@ -60,7 +58,12 @@ def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
 
 
 def sweep_stage(
-    experiment: Experiment, out: Path, shard: Shard = WHOLE, *, retrain: bool = False
+    experiment: Experiment,
+    out: Path,
+    shard: Shard = WHOLE,
+    *,
+    retrain: bool = False,
+    engine: Engine = LOCAL,
 ) -> tuple[Run, Experiment, Bank]:
     """Create or resume the run directory and retrain what is missing or damaged.
 
@@ -69,16 +72,17 @@ def sweep_stage(
         out: the run directory.
         shard: the part of the units that this process makes.
         retrain: train members again for targets that an older bank lacks.
+        engine: what makes the units.
 
     Returns:
         The run, the experiment with the layout that the run has, and the bank.
     """
     for note in experiment.notes:
         say(f"Note: {note}")
-    planned = with_layout(experiment, out)
+    planned = engine.with_layout(experiment, out)
     if find_bank(planned.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
-        sweeper_for(planned, main_task(planned)).require_memory()
+        engine.require_memory(planned)
         place = Store(bank_location(planned.config, out))
         require_space(place, list(arm_specs(planned).values()), len(planned.targets))
         make_bank(out, planned, arm_specs(planned))
@@ -90,13 +94,16 @@ def sweep_stage(
         f"Sweep: {name}": (bank.arm(name), design)
         for name, design in designs(experiment.config).items()
     }
-    _make_missing(run, experiment, main_task(experiment, bank.manifest), arms, shard)
+    task = main_task(experiment, bank.manifest)
+    engine.make(experiment, bank, task, find_work(arms, shard), run.progress)
     return run, experiment, bank
 
 
-def sweep_alone(config: Config, out: Path, shard: Shard, *, retrain: bool = False) -> str:
+def sweep_alone(
+    config: Config, out: Path, shard: Shard, *, retrain: bool = False, engine: Engine = LOCAL
+) -> str:
     """The sweep of one process of maybe many; returns what there is to say at its end."""
-    _, _, bank = sweep_stage(prepare(config), out, shard, retrain=retrain)
+    _, _, bank = sweep_stage(prepare(config), out, shard, retrain=retrain, engine=engine)
     left = sum(len(arm.missing_units()) for arm in bank.arms.values())
     if left:
         return (
@@ -149,7 +156,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     planned = verification.planned(run, experiment)
     bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
     arms = {"Verify by retraining": (bank.arm(verification.ARM), planned.design)}
-    _make_missing(run, experiment, verification.task(experiment), arms)
+    LOCAL.make(experiment, bank, verification.task(experiment), find_work(arms), run.progress)
     found = verification.measure(run, experiment)
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
@@ -168,35 +175,3 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     _, quality = load_datamodel(run)
     change = verification.measure(run, experiment).change
     write_report(run, experiment, metrics, read_scores(run), quality, change)
-
-
-def _make_missing(
-    run: Run,
-    experiment: Experiment,
-    task: Task,
-    arms: Mapping[str, tuple[Arm, Design]],
-    shard: Shard = WHOLE,
-) -> None:
-    """Retrain what the shard's part of the arms lacks, compiled once for all of them."""
-    config = experiment.config.sweep
-    units, work = own_units([arm.spec for arm, _ in arms.values()], shard), []
-    for title, (arm, design) in arms.items():
-        own = units[arm.spec.name]
-        delete_finished(arm)
-        todo = arm.unfinished_units(own)
-        if todo:
-            work.append((title, arm, design, own, todo))
-    if not work:
-        return
-    sweeper = sweeper_for(experiment, task)
-    sweeper.require_memory()
-    if not config.allow_mixed:
-        for _, arm, *_ in work:
-            arm.check_made_on(sweeper.made_on())
-    say(f"Retraining on {sweeper.layout}")
-    with end_in_good_order(config.grace, say) as stop:
-        for title, arm, design, own, todo in work:
-            if stop():
-                break
-            with sweep_progress(title, arm.spec, own, todo, run.progress) as on_unit:
-                sweep(sweeper, arm, design, todo, on_unit, stop, allow_mixed=config.allow_mixed)

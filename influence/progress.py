@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from training.arm import ArmSpec, Rows, Status
+from training.arm import ArmSpec, Status
 
 console = Console(stderr=True, soft_wrap=True)
 
@@ -43,7 +44,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def sweep_progress(
     title: str, spec: ArmSpec, units: Sequence[int], missing: Sequence[int], log: Path
-) -> Iterator[Callable[[int, Rows], None]]:
+) -> Iterator[Callable[[int, UInt8[np.ndarray, " u"]], None]]:
     """A progress bar over members, and a line in metrics.jsonl for each unit.
 
     Where standard error is no terminal, a line now and then takes the place of the bar.
@@ -70,9 +71,9 @@ def sweep_progress(
     with bar, log.open("a", encoding="utf-8") as file:
         task = bar.add_task(title, total=total, completed=total - left)
 
-        def on_unit(unit: int, rows: Rows) -> None:
+        def on_unit(unit: int, status: UInt8[np.ndarray, " u"]) -> None:
             nonlocal said
-            bar.advance(task, len(rows.status))
+            bar.advance(task, len(status))
             now, shown = time.monotonic(), bar.tasks[task]
             if not console.is_terminal and now - said >= SILENCE and shown.speed:
                 said, wait = now, (total - shown.completed) / shown.speed
@@ -84,8 +85,8 @@ def sweep_progress(
                 "time": round(time.time(), 3),
                 "arm": spec.name,
                 "unit": unit,
-                "members": len(rows.status),
-                "not_finite": int(np.sum(rows.status == Status.NOT_FINITE)),
+                "members": len(status),
+                "not_finite": int(np.sum(status == Status.NOT_FINITE)),
                 "seconds": round(now - started, 3),
             }
             file.write(json.dumps(line) + "\n")

@@ -180,6 +180,7 @@ SOUND = {
     "fit": {
         "not_finite": 0,
         "r2": 0.5,
+        "ceiling": 0.8,
         "certified": 1.0,
         "largest_relative_gap": 1e-6,
         "seeds": "independent",
@@ -196,7 +197,8 @@ SOUND = {
         ("fit", {"r2": -0.1}, "no better than their mean"),
         ("fit", {"r2": None}, "no better than their mean"),
         ("fit", {"certified": 0.9}, "10.0% of the targets are not solved"),
-        ("fit", {"seeds": "common"}, "All members share one training key"),
+        ("fit", {"seeds": "common", "ceiling": None}, "All members share one training key"),
+        ("fit", {"ceiling": None}, "No mask was retrained with several seeds"),
         ("verify", {"majority": 0.95}, "always naming the commonest class"),
     ],
 )

@@ -231,6 +231,7 @@ def test_a_dry_run_counts_what_a_shard_makes(tmp_path, capsys):
     assert "40 main, 8 replicates; 16 left to train by shard 1/3\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_hosts_of_one_jax_job_make_each_their_part(whole, tmp_path):
     """Two processes as JAX sees those of a TPU pod; each has four devices of its own."""
     with socket.create_server(("127.0.0.1", 0)) as server:

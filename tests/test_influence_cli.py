@@ -203,12 +203,12 @@ def test_a_reader_that_leaves_early_is_no_traceback():
 
 def test_an_interruption_ends_the_process_while_members_are_in_training():
     code = (
-        "import jax, jax.numpy as jnp\n"
+        "import signal, jax, jax.numpy as jnp\n"
         "from influence import cli\n"
         "def interrupted(words):\n"
         "    x = jnp.ones((600, 600))\n"
         "    jax.jit(lambda x: jax.lax.fori_loop(0, 400, lambda i, y: jnp.tanh(y @ x), x))(x)\n"
-        "    raise KeyboardInterrupt\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
         "cli._dispatch = interrupted\n"
         "cli.entry_point()\n"
     )

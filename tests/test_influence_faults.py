@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fault_injection.py"
 
 
@@ -21,7 +23,6 @@ def results():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     # Before Python can handle a signal, it ends the process as the system would.
     ("name", "codes"),
@@ -35,18 +36,21 @@ def test_stopped_at_random_moments_a_sweep_loses_nothing(results, name, codes):
     assert set(found["exit_codes"]) <= codes
 
 
-@pytest.mark.slow
 def test_what_dead_shards_left_is_made_by_one_call(results):
     assert results["dead_shards"]["units_left"] > 0
     assert results["dead_shards"]["identical"]
 
 
-@pytest.mark.slow
 def test_two_processes_on_the_same_shard_do_no_damage(results):
     assert results["same_shard_twice"]["identical"]
 
 
-@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_on_the_way_makes_the_same_bank(results):
+    assert results["lost_node"]["units_before"] < 12
+    assert results["lost_node"]["units_lost"] == 0
+    assert results["lost_node"]["identical"]
+
+
 def test_a_full_disk_is_a_clear_error_and_no_loss(results):
     found = results["full_disk"]
     if found is None:
@@ -58,7 +62,6 @@ def test_a_full_disk_is_a_clear_error_and_no_loss(results):
     assert found["identical"]
 
 
-@pytest.mark.slow
 def test_damage_is_refused_when_read_and_mended_by_a_sweep(results):
     found = results["damage"]
     assert found["files"] == found["identical_after_sweep"]

@@ -1,15 +1,20 @@
 """The job templates, as far as they run without a cluster."""
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import ray
 import yaml
 
+from influence.cli import main
+from influence.config import Config
 from training.bank import Bank
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +46,7 @@ def test_the_slurm_script_is_bash():
     run(["bash", "-n", str(SLURM)], os.environ)
 
 
+@pytest.mark.slow
 def test_a_task_of_the_slurm_array_makes_its_part(tmp_path, environment):
     # As sbatch sets them for task 2 of --array=0-2.
     array = {
@@ -63,6 +69,7 @@ def test_the_kubernetes_jobs_match_the_schema(job, version):
     kubernetes_validate.validate(job, version, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job["metadata"]["name"])
 def test_a_pod_of_the_kubernetes_jobs_finds_its_part(tmp_path, environment, job):
     spec = job["spec"]
@@ -78,9 +85,24 @@ def test_a_pod_of_the_kubernetes_jobs_finds_its_part(tmp_path, environment, job)
     assert "left to train by shard 15/16" in done.stdout
 
 
-def test_a_sweep_ends_before_kubernetes_and_slurm_kill_it():
-    from influence.config import Config
+def test_the_ray_cluster_matches_the_schema_that_ray_ships():
+    (schema,) = Path(ray.__file__).parent.rglob("ray-schema.json")
+    cluster = yaml.safe_load((ROOT / "configs" / "jobs" / "ray.yaml").read_text())
+    jsonschema.validate(cluster, json.loads(schema.read_text()))
 
+
+def test_without_a_cluster_ray_is_refused_in_one_line(tmp_path, capsys):
+    words = ["sweep", str(ROOT / "configs" / "smoke.toml"), "--out", str(tmp_path / "run")]
+    assert main([*words, "--engine", "ray", "--ray.address", "127.0.0.1:1"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'no Ray cluster at ray.address = "127.0.0.1:1"' in said
+    assert 'start one with "ray start --head"' in said
+    assert main([*words, "--engine", "slurm"]) == 2
+    assert "--engine slurm is unknown; choose local or ray" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_ends_before_kubernetes_and_slurm_kill_it():
     for job in JOBS:
         grace = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         assert Config().sweep.grace < grace

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from influence import pipeline, progress
+from influence import engines, progress
 from influence.cli import STAGES, main
 from influence.config import read_config
 from training import layouts
@@ -144,8 +144,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     run = tmp_path / "cut"
     commit = Arm.commit
 
-    def commit_then_stop(self, unit, rows, made):
-        commit(self, unit, rows, made)
+    def commit_then_stop(self, unit, rows, made, **options):
+        commit(self, unit, rows, made, **options)
         if unit == 0:
             os.kill(os.getpid(), number)
 
@@ -169,18 +169,18 @@ def test_the_end_of_grace_or_a_second_signal_stops_at_once(
     """A commit that does not end: nothing waits for it."""
     run, hold, told, commit = tmp_path / "cut", threading.Event(), threading.Event(), Arm.commit
 
-    def stop_and_hold(self, unit, rows, made):
+    def stop_and_hold(self, unit, rows, made, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         assert told.wait(60)
         if grace == "1000":
             os.kill(os.getpid(), signal.SIGINT)
         assert hold.wait(60)
-        commit(self, unit, rows, made)
+        commit(self, unit, rows, made, **options)
 
     words = ["run", SMOKE, "--out", str(run), "--sweep.grace", grace]
     with monkeypatch.context() as patch:
         patch.setattr(Arm, "commit", stop_and_hold)
-        patch.setattr(pipeline, "say", lambda line: told.set() if "Stopping" in line else None)
+        patch.setattr(engines, "say", lambda line: told.set() if "Stopping" in line else None)
         assert main(words) == code
     assert not list((run / "bank").rglob("done/*.json"))
     # What was held goes on, as a process would that nobody could stop.

@@ -27,6 +27,14 @@ def optax_promotes():
         yield
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew():
+    """As the same programs are made over and over here: once, reading one of them back crashed."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 UNIT = 20
 """Members of a unit: two launches of 16, the second not full."""
 

@@ -239,7 +239,7 @@ def sweep(
     arm: Arm,
     design: Design,
     units: Sequence[int],
-    on_unit: Callable[[int, Rows], None] = lambda unit, rows: None,
+    on_unit: Callable[[int, UInt8[np.ndarray, " u"]], None] = lambda unit, status: None,
     stop: Callable[[], bool] = lambda: False,
     *,
     allow_mixed: bool = False,
@@ -255,7 +255,8 @@ def sweep(
         arm: where the members go.
         design: gives each member its mask, row and replicate.
         units: which to make: missing or damaged ones.
-        on_unit: called after each commit with the unit's number and rows, in that thread.
+        on_unit: called after each commit with the unit's number and its members' status, in that
+            thread.
         stop: asked before each unit; once it says so, what is in training is finished, and no
             other unit begun.
         allow_mixed: keep also what has other bits than it had before.
@@ -270,7 +271,7 @@ def sweep(
         rows = Rows(masks, *launched.fetch())
         arm.commit(unit, rows, Made(sweeper.made_on()), allow_mixed=allow_mixed)
         sweeper.finish_unit(arm, unit)
-        on_unit(unit, rows)
+        on_unit(unit, rows.status)
 
     other_thread = ThreadPoolExecutor(1)
     try:
