@@ -37,8 +37,8 @@ def find_work(arms: Mapping[str, tuple[Arm, Design]], shard: Shard = WHOLE) -> l
     """
     units, found = own_units([arm.spec for arm, _ in arms.values()], shard), []
     for title, (arm, design) in arms.items():
-        delete_finished(arm)
         own = units[arm.spec.name]
+        delete_finished(arm)
         found.append(Work(title, arm, design, own, arm.unfinished_units(own)))
     return [work for work in found if work.todo]
 

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ class Run:
         self.datamodel = path / "datamodel" / "additive.npz"
         self.scores = path / "scores.parquet"
         self.audit = path / "audit.json"
-        self.verification = path / "verification"
         self.report = path / "report.html"
         self.progress = path / "metrics.jsonl"
 
@@ -95,9 +95,19 @@ def write_run(path: Path, config: Config, manifest: Manifest) -> Run:
     return run
 
 
+LEFT_OVER = 3600.0
+"""Seconds after which a directory in the making is that of a process that died."""
+
+
 def _create(run: Run, config: Config, manifest: Manifest) -> None:
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
+        for other in run.path.parent.iterdir():
+            if (
+                other.name.startswith(f".{run.path.name}.")
+                and time.time() - other.stat().st_mtime > LEFT_OVER
+            ):
+                shutil.rmtree(other, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
     except OSError as error:
         raise UserError(f"cannot create {run.path}: {error}; choose another --out") from error

@@ -252,6 +252,16 @@ def test_going_on_with_another_layout_is_refused_unless_allowed(copied, capsys):
     assert main(["sweep", str(copied), "--sweep.allow-mixed", "True"]) == 0
 
 
+def test_what_a_process_left_that_died_while_it_made_a_run_is_cleaned(tmp_path):
+    old, young = tmp_path / ".run.abc", tmp_path / ".run.xyz"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), "--sweep.members", "24"]
+    assert main([*words, "--fit.held-out", "8"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.xyz", "run"]
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("dear")
     assert main(["run", SMOKE, "--out", str(tmp_path)]) == 2

@@ -241,10 +241,13 @@ def test_a_stopped_sweep_begins_no_other_unit(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000"]
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path):
+def test_a_checkpoint_that_cannot_be_written_stops_nothing_and_is_logged(tmp_path, caplog):
     task, arm = make_task(), make_arm(tmp_path)
     (tmp_path / "checkpoints").write_text("in the way")
     assert train(stepped(task, 6), arm) is not None
+    said = [one.getMessage() for one in caplog.records if one.name == "training.checkpoints"]
+    assert len(said) == 1
+    assert f"no checkpoint in {tmp_path}/checkpoints/000000/" in said[0]
 
 
 def test_checkpoints_need_a_folder_or_google(tmp_path):

@@ -183,10 +183,9 @@ class Arm:
                 self._delete_chunks(unit, parts)
                 self._write(unit, parts)
             for panel in self._panels:
-                digests = {name: _digests(parts[name]) for name in self._names(panel)}
-                record = {"unit": unit, "members": self._span(unit), "sha256": digests} | asdict(
-                    made
-                )
+                own = {name: digests[name] for name in self._names(panel)}
+                record = {"unit": unit, "members": self._span(unit), "sha256": own}
+                record |= asdict(made)
                 (self.store / f"{panel}/done").write(_record_name(unit), seal(record))
         except (*FAILURES, UserError) as error:
             raise UserError(

@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,11 +16,13 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from training.arm import Arm
-from training.errors import UserError
+from training.errors import UserError, reason
 from training.store import Store
 
-FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
 """What orbax raises where a checkpoint cannot be written or read."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class UnitCheckpoints:
     """The checkpoints of one unit.
 
     Every process has a folder of its own in that of the unit, so that two which make the same unit
-    by mistake do not disturb each other. A checkpoint that cannot be written is no reason to stop.
+    by mistake do not disturb each other. A checkpoint that cannot be written is no reason to stop;
+    the first one is logged.
     """
 
     def __init__(self, arm: Store, unit: int, of: str):
@@ -73,6 +77,7 @@ class UnitCheckpoints:
         """
         self._of = of
         self._older: list[epath.Path] = []
+        self._failed = False
         self._folder = _folder_of(arm) / f"{unit:06d}"
         self._own = self._folder / f"{platform.node()}-{os.getpid()}"
         self._manager: ocp.CheckpointManager | None = None
@@ -98,7 +103,7 @@ class UnitCheckpoints:
 
     def save(self, reached: Reached) -> None:
         """Begin to write a checkpoint over the one before."""
-        with contextlib.suppress(*FAILURES):
+        with self._logged():
             if self._manager is None:
                 self._manager = _manager(self._own)
             elif self._manager.all_steps():
@@ -121,8 +126,17 @@ class UnitCheckpoints:
     def wait(self) -> None:
         """Until what was begun is written."""
         if self._manager is not None:
-            with contextlib.suppress(*FAILURES):
+            with self._logged():
                 self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:
+            if not self._failed:
+                log.warning("no checkpoint in %s (%s)", self._own, reason(error))
+            self._failed = True
 
     def delete(self) -> None:
         """Delete all checkpoints of the unit, of whatever process."""
@@ -138,8 +152,8 @@ def delete_finished(arm: Arm) -> None:
     """Delete checkpoints of units that are done: what a process left that died just then."""
     if arm.store.location.startswith("s3://"):
         return
-    folder = _folder_of(arm.store)
     with contextlib.suppress(*FAILURES):
+        folder = _folder_of(arm.store)
         for unit in folder.iterdir() if folder.exists() else ():
             if unit.name.isdecimal() and arm.is_done(int(unit.name)):
                 unit.rmtree()
