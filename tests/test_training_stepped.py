@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from test_training_sweep import EXAMPLES, TARGETS, keys_of, make_spec, make_task
 
 from datamodels.design import Bernoulli
@@ -20,6 +21,9 @@ from training.store import Store
 from training.sweep import Sweeper, sweep
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
 def optax_promotes():
     """Its adamw adds integers and floats."""
@@ -27,12 +31,15 @@ def optax_promotes():
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def compiled_anew():
-    """As the same programs are made over and over here: once, reading one of them back crashed."""
-    jax.config.update("jax_enable_compilation_cache", False)
+    """Reading these programs back, over and over in a process of many tests, crashed XLA."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
     yield
-    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 UNIT = 20
