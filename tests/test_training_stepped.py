@@ -20,7 +20,6 @@ from training.stepped import SteppedSweeper
 from training.store import Store
 from training.sweep import Sweeper, sweep
 
-
 pytestmark = pytest.mark.slow
 
 
