@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from influence.config import Config, read_config
 from influence.experiment import Experiment, identity, identity_hash
-from influence.run import Run, is_new, make_run
+from influence.run import Run, is_new, make_run, open_run
 from training.arm import ArmSpec
 from training.bank import Bank, Manifest, Panel, differences
 from training.data import examples_hash
@@ -52,6 +53,15 @@ def find_bank(config: Config, path: Path) -> Bank | None:
     if not is_new(path) and not Run(path).manifest.is_file():
         raise UserError(f"{path} exists and is no run directory; choose another --out")
     return Bank.find(bank_location(config, path))
+
+
+def open_bank(path: Path) -> Bank:
+    """The bank of the run at `path`, without a look at its data.
+
+    Raises:
+        UserError: there is no run or no bank, or its manifest is damaged.
+    """
+    return Bank.open(bank_location(read_config(open_run(path).config), path))
 
 
 def make_bank(path: Path, experiment: Experiment, arms: Mapping[str, ArmSpec]) -> None:
@@ -142,6 +152,7 @@ def _blocks(ids: tuple[str, ...], like: Manifest | None) -> list[tuple[str, ...]
     return [*known, new] if new else known
 
 
+@cache
 def _git_commit() -> str | None:
     """The commit of the code in use, when it runs from a checkout."""
     here = Path(__file__).resolve().parent

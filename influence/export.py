@@ -12,14 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from influence.banks import bank_location
-from influence.config import read_config
-from influence.run import open_run
+from influence.banks import open_bank
 from training.arm import Arm, Rows
 from training.bank import Bank
 from training.errors import UserError, reason
-
-FORMATS = ("npz", "parquet", "csv")
 
 
 class _Part(NamedTuple):
@@ -44,8 +40,7 @@ class _Part(NamedTuple):
 
 def export_run(path: Path, format: str, out: Path) -> int:
     """`export` of the bank of the run at `path`."""
-    config = read_config(open_run(path).config)
-    return export(Bank.open(bank_location(config, path)), format, out)
+    return export(open_bank(path), format, out)
 
 
 def export(bank: Bank, format: str, out: Path) -> int:
@@ -57,7 +52,7 @@ def export(bank: Bank, format: str, out: Path) -> int:
 
     Args:
         bank: may be in the making.
-        format: one of `FORMATS`.
+        format: npz, parquet or csv.
         out: the file; appears whole or not at all.
 
     Raises:
@@ -91,9 +86,7 @@ def _parts(bank: Bank, done: dict[str, list[int]]) -> Iterator[_Part]:
         arm = bank.arm(name)
         for unit in units:
             members = arm.spec.unit_rows(unit)
-            cut = slice(int(members[0]), int(members[-1]) + 1)
-            rows = Rows(arm.read_masks(cut), arm.read_outputs(members=cut), arm.read_status(cut))
-            yield _Part(arm, members, rows)
+            yield _Part(arm, members, arm.read(arm.spec.unit_slice(unit)))
 
 
 def _write_npz(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -> None:

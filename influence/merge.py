@@ -5,9 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from influence.banks import bank_location, shown
+from influence.banks import open_bank, shown
 from influence.config import Config, read_config, write_toml
-from influence.run import Run, is_new, open_run
+from influence.run import Run, is_new
 from training.arm import Arm, Made, Rows
 from training.bank import Bank, Manifest, differences
 from training.errors import UserError
@@ -29,11 +29,7 @@ def merge(first: Path, second: Path, out: Path, *, allow_mixed: bool = False) ->
     """
     if not is_new(out):
         raise UserError(f"{out} exists; choose another --out")
-    configs = [read_config(open_run(path).config) for path in (first, second)]
-    banks = [
-        Bank.open(bank_location(config, path))
-        for config, path in zip(configs, (first, second), strict=True)
-    ]
+    banks = [open_bank(path) for path in (first, second)]
     manifest = _merged(banks[0], banks[1])
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -44,7 +40,7 @@ def merge(first: Path, second: Path, out: Path, *, allow_mixed: bool = False) ->
             if not allow_mixed:
                 _check_made_alike(sources)
             _copy(sources, arm)
-        config = _local(configs[0])
+        config = _local(read_config(Run(first).config))
         (temporary / Run(out).config.name).write_text(write_toml(config), encoding="utf-8")
         temporary.chmod(0o755)
         temporary.rename(out)
@@ -91,8 +87,7 @@ def _copy(sources: list[Arm], to: Arm) -> None:
     """Every unit that a source has whole; where both have it, they must agree."""
     records = [source.records() for source in sources]
     for unit in range(to.spec.units):
-        members = to.spec.unit_rows(unit)
-        cut = slice(int(members[0]), int(members[-1]) + 1)
+        cut = to.spec.unit_slice(unit)
         found = [(number, _read(source, cut)) for number, source in enumerate(sources)]
         present = [(number, rows) for number, rows in found if rows is not None]
         if not present:
@@ -118,6 +113,6 @@ def _read(arm: Arm, cut: slice) -> Rows | None:
     if cut.stop > arm.spec.members:
         return None
     try:
-        return Rows(arm.read_masks(cut), arm.read_outputs(members=cut), arm.read_status(cut))
+        return arm.read(cut)
     except UserError:
         return None

@@ -152,9 +152,7 @@ def _make_unit(
     # Nothing is made twice that was committed by a node that was lost just then.
     todo = worker.bank.arm(arm).unfinished_units([unit])
     sweep(worker.sweeper, worker.bank.arm(arm), design, todo, allow_mixed=allow_mixed)
-    members = worker.bank.arm(arm).spec.unit_rows(unit)
-    rows = slice(int(members[0]), int(members[-1]) + 1)
-    return unit, worker.bank.arm(arm).read_status(rows)
+    return unit, worker.bank.arm(arm).read_status(worker.bank.arm(arm).spec.unit_slice(unit))
 
 
 @dataclass(frozen=True)

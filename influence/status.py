@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influence.banks import bank_location
-from influence.config import read_config
+from influence.banks import open_bank
 from influence.progress import duration
-from influence.run import open_run
 from training.arm import Arm
 from training.bank import Bank
 
@@ -94,8 +92,7 @@ def run_status(path: Path) -> BankStatus:
     Raises:
         UserError: there is no run at `path`, or its manifest is damaged.
     """
-    config = read_config(open_run(path).config)
-    return bank_status(Bank.open(bank_location(config, path)), time.time())
+    return bank_status(open_bank(path), time.time())
 
 
 def bank_status(bank: Bank, now: float) -> BankStatus:

@@ -88,8 +88,12 @@ class ArmSpec:
 
     def unit_rows(self, unit: int) -> Int[np.ndarray, " u"]:
         """The members of a unit."""
-        start = unit * self.unit
-        return np.arange(start, min(start + self.unit, self.members))
+        members = self.unit_slice(unit)
+        return np.arange(members.start, members.stop)
+
+    def unit_slice(self, unit: int) -> slice:
+        """The members of a unit, as a part of all."""
+        return slice(unit * self.unit, min((unit + 1) * self.unit, self.members))
 
     def bytes(self, targets: int) -> int:
         """Size on disk when complete, about (uncompressed)."""
@@ -193,13 +197,15 @@ class Arm:
                 f"make it writable, and run the same command again: finished units are kept"
             ) from error
 
-    def read(self) -> Rows:
-        """All members of a complete arm.
+    def read(self, members: slice = ALL) -> Rows:
+        """Members of an arm, all by default.
 
         Raises:
-            UserError: units are missing, or do not match their checksums.
+            UserError: their units are missing, or do not match their checksums.
         """
-        return Rows(self.read_masks(), self.read_outputs(), self.read_status())
+        return Rows(
+            self.read_masks(members), self.read_outputs(members=members), self.read_status(members)
+        )
 
     def read_masks(self, members: slice = ALL) -> Bool[np.ndarray, "m g"]:
         """The masks of some members; errors as in `read`."""
@@ -263,7 +269,7 @@ class Arm:
                     )
 
     def _write(self, unit: int, parts: dict[str, np.ndarray]) -> None:
-        region = slice(*self._span(unit))
+        region = self.spec.unit_slice(unit)
         waiting = [self._for_writing(name)[region].write(part) for name, part in parts.items()]
         for write in waiting:
             write.result()
@@ -282,8 +288,9 @@ class Arm:
         return own if panel else ["masks", *own]
 
     def _span(self, unit: int) -> list[int]:
-        rows = self.spec.unit_rows(unit)
-        return [int(rows[0]), int(rows[-1]) + 1]
+        """The members of a unit, as a record has them."""
+        members = self.spec.unit_slice(unit)
+        return [members.start, members.stop]
 
     def _done(self, units: Sequence[int] | None = None) -> dict[int, list[dict[str, Any]]]:
         """The records of every unit (or of some) that has one in each panel, by panel."""
@@ -358,7 +365,7 @@ class Arm:
             array = self._for_reading(name)
             units = list(records)
             for at in range(0, len(units), READ_AHEAD):
-                rows = {u: array[slice(*self._span(u))] for u in units[at : at + READ_AHEAD]}
+                rows = {u: array[self.spec.unit_slice(u)] for u in units[at : at + READ_AHEAD]}
                 waiting = {
                     unit: (part if part.rank == 1 else part[:, read]).read()
                     for unit, part in rows.items()

@@ -20,7 +20,7 @@ from training.errors import UserError, reason
 CLOUD = {"s3": "s3", "gs": "gcs"}
 """Schemes of locations that are no folders, and tensorstore's names of their drivers."""
 
-FAILURES = (OSError, ValueError, RuntimeError, NotImplementedError)
+FAILURES = (OSError, ValueError, RuntimeError)
 """What tensorstore raises when a read or a write does not succeed."""
 
 
