@@ -17,7 +17,7 @@ from influence.config import override, read_config
 from influence.experiment import prepare
 from influence.jax_setup import set_up_jax
 from influence.layout import sweeper_for, with_layout
-from training.arm import Arm, Made, Rows
+from training.arm import Arm
 from training.store import Store
 from training.sweep import sweep
 
@@ -27,7 +27,7 @@ DIGITS = Path(__file__).parent.parent / "configs" / "digits.toml"
 class Nowhere(Arm):
     """An arm that forgets what it is given."""
 
-    def commit(self, unit: int, rows: Rows, made: Made, *, allow_mixed: bool = False) -> None:
+    def commit(self, *unit: Any, **options: Any) -> None:
         pass
 
 

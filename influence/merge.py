@@ -4,11 +4,16 @@ import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool
 
 from influence.banks import open_bank, shown
 from influence.config import Config, read_config, write_toml
 from influence.run import Run, is_new
-from training.arm import Arm, Made, Rows
+from training.arm import Arm, Made, Report
 from training.bank import Bank, Manifest, differences
 from training.errors import UserError
 
@@ -83,36 +88,52 @@ def _check_made_alike(sources: list[Arm]) -> None:
             source.check_made_on(record["made_on"])
 
 
+class _Found(NamedTuple):
+    """Some members that a source has."""
+
+    masks: Bool[np.ndarray, "m g"]
+    reports: dict[int, Report]
+
+
 def _copy(sources: list[Arm], to: Arm) -> None:
     """Every unit that a source has whole; where both have it, they must agree."""
     records = [source.records() for source in sources]
     for unit in range(to.spec.units):
         cut = to.spec.unit_slice(unit)
         found = [(number, _read(source, cut)) for number, source in enumerate(sources)]
-        present = [(number, rows) for number, rows in found if rows is not None]
+        present = [(number, members) for number, members in found if members is not None]
         if not present:
             continue
-        number, rows = present[0]
+        number, members = present[0]
         for other, same in present[1:]:
-            if not _same(rows, same):
+            if not _same(members, same):
                 raise UserError(
                     f"members {cut.start} to {cut.stop - 1} are not the same in "
                     f"{sources[number].store} and {sources[other].store}; one of them was made by "
                     f"other code or on another machine"
                 )
+        for number, _ in present:
+            _copy_params(sources[number], to, unit)
         record = records[number][cut.start // sources[number].spec.unit]
-        to.commit(unit, rows, Made(record["made_on"], record["time"], record["host"]))
+        made = Made(record["made_on"], record["time"], record["host"])
+        to.commit(unit, members.masks, members.reports, made)
 
 
-def _same(one: Rows, other: Rows) -> bool:
-    return all(left.tobytes() == right.tobytes() for left, right in zip(one, other, strict=True))
+def _copy_params(source: Arm, to: Arm, unit: int) -> None:
+    """The kept parameters of a unit, where its members are one unit of the source, too."""
 
 
-def _read(arm: Arm, cut: slice) -> Rows | None:
+def _same(one: _Found, other: _Found) -> bool:
+    left, right = jax.tree.leaves(one), jax.tree.leaves(other)
+    return all(a.tobytes() == b.tobytes() for a, b in zip(left, right, strict=True))
+
+
+def _read(arm: Arm, cut: slice) -> _Found | None:
     """Some members of an arm, if it has them, done and whole."""
     if cut.stop > arm.spec.members:
         return None
     try:
-        return arm.read(cut)
+        reports = {panel: arm.read_report(panel, cut) for panel in range(len(arm.panels))}
+        return _Found(arm.read_masks(cut), reports)
     except UserError:
         return None

@@ -18,6 +18,14 @@ settings.register_profile("suite", deadline=None, derandomize=True, max_examples
 settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs():
+    """Every compiled program takes some of the memory mappings that Linux allows a process (65,530
+    by default). XLA crashes where none is left, which the programs of all tests together reach."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def private_caches(tmp_path_factory):
     """What is cached goes to folders of the test run, never to the user's home."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from commits import commit
 
 from influence.cli import main
 from influence.status import bank_status
@@ -97,13 +98,11 @@ def test_status_says_what_is_missing_and_damaged(partial, capsys):
 def test_status_takes_its_rate_from_when_units_were_finished(partial):
     bank = Bank.open(partial)
     arm = bank.arm("main")
+    rows = Rows(np.zeros((40, 200), bool), np.zeros((40, 270), np.float32), np.zeros(40, np.uint8))
     for unit in range(5):
-        cut = slice(8 * unit, 8 * unit + 8)
-        rows = Rows(np.zeros((8, 200), bool), np.zeros((8, 270), np.float32), np.zeros(8, np.uint8))
-        assert cut.stop <= arm.spec.members
-        arm.commit(unit, rows, Made({}, time=1000.0 + 20 * unit), allow_mixed=True)
+        commit(arm, unit, rows, Made({}, time=1000.0 + 20 * unit), allow_mixed=True)
     done = bank.arm("replicates").spec
-    bank.arm("replicates").commit(0, rows, Made({}, time=1100.0), allow_mixed=True)
+    commit(bank.arm("replicates"), 0, rows, Made({}, time=1100.0), allow_mixed=True)
     status = bank_status(bank, now=1130.0)
     assert status.last_commit == 30.0
     assert status.rate == pytest.approx((4 * 8 + done.members) / 100)
@@ -336,7 +335,7 @@ def test_units_that_differ_are_not_merged(whole, copied, tmp_path, capsys):
     rows = arm.read()
     rows.outputs[9] += 1
     made = Made(arm.records()[0]["made_on"])
-    arm.commit(1, Rows(*(part[8:16] for part in rows)), made, allow_mixed=True)
+    commit(arm, 1, rows, made, allow_mixed=True)
     assert main(["merge", str(whole), str(copied), "--out", str(tmp_path / "merged")]) == 2
     assert "members 8 to 15 are not the same in" in capsys.readouterr().err
 
@@ -345,7 +344,7 @@ def test_units_made_elsewhere_are_merged_only_where_allowed(whole, copied, tmp_p
     arm = Bank.open(copied).arm("main")
     rows = arm.read()
     made_on = arm.records()[1]["made_on"] | {"device_kind": "TPU v9"}
-    arm.commit(1, Rows(*(part[8:16] for part in rows)), Made(made_on), allow_mixed=True)
+    commit(arm, 1, rows, Made(made_on), allow_mixed=True)
     words = ["merge", str(whole), str(copied), "--out", str(tmp_path / "merged")]
     assert main(words) == 2
     assert "begun with device_kind = TPU v9, and here it is cpu" in capsys.readouterr().err
@@ -442,7 +441,7 @@ def test_old_targets_that_come_back_with_other_bits_are_refused(copied, capsys):
     rows = arm.read()
     rows.outputs[9] += 1
     made = Made(arm.records()[0]["made_on"])
-    arm.commit(1, Rows(*(part[8:16] for part in rows)), made, allow_mixed=True)
+    commit(arm, 1, rows, made, allow_mixed=True)
     words = ["sweep", SMOKE, "--out", str(copied), *SMALL, "--data.target-count", "75"]
     assert main([*words, "--retrain"]) == 2
     assert "unit 1 came out with other bits than before" in capsys.readouterr().err

@@ -144,8 +144,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     run = tmp_path / "cut"
     commit = Arm.commit
 
-    def commit_then_stop(self, unit, rows, made, **options):
-        commit(self, unit, rows, made, **options)
+    def commit_then_stop(self, unit, *members, **options):
+        commit(self, unit, *members, **options)
         if unit == 0:
             os.kill(os.getpid(), number)
 
@@ -169,13 +169,13 @@ def test_the_end_of_grace_or_a_second_signal_stops_at_once(
     """A commit that does not end: nothing waits for it."""
     run, hold, told, commit = tmp_path / "cut", threading.Event(), threading.Event(), Arm.commit
 
-    def stop_and_hold(self, unit, rows, made, **options):
+    def stop_and_hold(self, unit, *members, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         assert told.wait(60)
         if grace == "1000":
             os.kill(os.getpid(), signal.SIGINT)
         assert hold.wait(60)
-        commit(self, unit, rows, made, **options)
+        commit(self, unit, *members, **options)
 
     words = ["run", SMOKE, "--out", str(run), "--sweep.grace", grace]
     with monkeypatch.context() as patch:

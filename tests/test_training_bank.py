@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from commits import commit
 
 from training import bank as bank_module
-from training.arm import Arm, ArmSpec, Made, Rows
+from training.arm import Arm, ArmSpec, Rows
 from training.bank import Bank, Manifest, Panel, require_space
 from training.errors import UserError
 from training.store import Store
@@ -33,8 +34,7 @@ def test_a_bank_comes_back_as_it_was_made(tmp_path):
     made = Bank.create(tmp_path / "run", make_manifest())
     rows = Rows(np.eye(6, 4, dtype=bool), np.ones((6, 2), np.float32) / 3, np.zeros(6, np.uint8))
     for unit in range(3):
-        cut = slice(2 * unit, 2 * unit + 2)
-        made.arm("main").commit(unit, Rows(*(part[cut] for part in rows)), Made({}))
+        commit(made.arm("main"), unit, rows)
     opened = Bank.open(tmp_path / "run")
     assert opened.manifest == make_manifest()
     assert opened.example_ids.tolist() == [3, 1, 4, 2]

@@ -19,7 +19,7 @@ from training.layouts import _fastest, _pieces, find_layout
 from training.models import ModelConfig, build_model
 from training.optim import OptimConfig
 from training.outputs import margin
-from training.parallel import MemberProgram, local_layout
+from training.parallel import Devices, MemberProgram, local_layout, wait_for
 from training.sweep import Sweeper, Task
 from training.train import Recipe
 
@@ -221,9 +221,10 @@ def test_a_model_without_products_has_a_layout_too(cache):
 def test_what_the_memory_cannot_hold_is_told_in_one_line():
     shape = jax.ShapeDtypeStruct((), np.float32)
     # More than any address space has: nothing is allocated.
-    program = MemberProgram(lambda shared, x: x * jnp.arange(2.0**50), local_layout(1), (), shape)
+    devices = Devices(local_layout(1), ())
+    program = MemberProgram(lambda shared, x: x * jnp.arange(2.0**50), devices, (shape,))
     with pytest.raises(UserError, match=r"out of memory \(.*\); lower optim\.batch_size"):
-        program.start(np.ones(4, np.float32)).fetch()
+        wait_for(program.run(next(devices.launches((np.ones(4, np.float32),)))))
 
 
 def test_parameters_that_cannot_fit_are_refused_before_they_are_compiled(cache):
@@ -252,14 +253,15 @@ def test_a_container_has_its_share_of_the_cores(tmp_path, monkeypatch, limit, co
 
 def test_a_container_has_its_share_of_the_memory(tmp_path, monkeypatch):
     shape = jax.ShapeDtypeStruct((), np.float32)
-    program = MemberProgram(lambda shared, x: x + shared, local_layout(1), np.float32(1), shape)
+    devices = Devices(local_layout(1), np.float32(1))
+    program = MemberProgram(lambda shared, x: x + shared, devices, (shape,))
     of_machine = program.memory().free
     monkeypatch.setattr(parallel, "CONTROL_GROUP", tmp_path)
     for name, text in (("memory.max", "max"), ("memory.current", "600000000")):
         (tmp_path / name).write_text(f"{text}\n")
     assert program.memory().free == pytest.approx(of_machine, rel=0.2)
     (tmp_path / "memory.max").write_text("1000000000\n")
-    assert program.memory().free == 400_000_000 // len(program.layout.devices)
+    assert program.memory().free == 400_000_000 // len(devices.layout.devices)
 
 
 def test_flops_of_a_linear_model_are_those_of_its_products():

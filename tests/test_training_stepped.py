@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from test_training_sweep import EXAMPLES, TARGETS, keys_of, make_spec, make_task
 
 from datamodels.design import Bernoulli
@@ -28,17 +27,6 @@ def optax_promotes():
     """Its adamw adds integers and floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_anew():
-    """Reading these programs back, over and over in a process of many tests, crashed XLA."""
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
 
 
 UNIT = 20
@@ -107,17 +95,18 @@ def train(sweeper, arm, stop=never, unit=0):
 
 
 def assert_same(launched, expected):
-    for one, other in zip(launched.fetch(), expected.fetch(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    jax.tree.map(np.testing.assert_array_equal, launched.fetch(), expected.fetch())
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "augmented", "dropout"])
 def test_it_trains_the_members_of_a_plain_sweep(kind):
     task = task_of(kind)
-    plain = Sweeper(task, local_layout(8, 2)).start(keys_of(UNIT), masks_of(UNIT)).fetch()
-    found = stepped(task, 7).start(keys_of(UNIT), masks_of(UNIT)).fetch()
-    np.testing.assert_allclose(found[0], plain[0], atol=1e-4)
-    np.testing.assert_array_equal(found[1], plain[1])
+    sweepers = Sweeper(task, local_layout(8, 2)), stepped(task, 7)
+    plain, found = (
+        sweeper.start(keys_of(UNIT), masks_of(UNIT)).fetch().reports[0] for sweeper in sweepers
+    )
+    np.testing.assert_allclose(found.outputs, plain.outputs, atol=1e-4)
+    np.testing.assert_array_equal(found.status, plain.status)
 
 
 @pytest.mark.parametrize("width", [1, 8])
@@ -145,13 +134,13 @@ def test_it_goes_on_where_it_was_and_not_from_the_beginning(tmp_path, monkeypatc
     task, arm = make_task(), make_arm(tmp_path)
     assert train(stepped(task, 6), arm, After(5)) is None
     sweeper, seen = stepped(task, 6), []
-    advance = sweeper._program.advance
+    run = sweeper._training.run
 
-    def watched(launch, progress, first, last):
+    def watched(own, first, last):
         seen.append((first, last))
-        return advance(launch, progress, first, last)
+        return run(own, first, last)
 
-    monkeypatch.setattr(sweeper._program, "advance", watched)
+    monkeypatch.setattr(sweeper._training, "run", watched)
     assert train(sweeper, arm) is not None
     assert seen == [(12, 18), (18, 20)]
 

@@ -222,8 +222,8 @@ def test_a_unit_is_written_while_the_next_one_trains(sweeper, tmp_path, monkeypa
     begun = [threading.Event() for _ in range(5)]
     start, started = sweeper.start, []
 
-    def start_and_tell(keys, masks):
-        launched = start(keys, masks)
+    def start_and_tell(keys, masks, *, keep):
+        launched = start(keys, masks, keep=keep)
         begun[len(started)].set()
         started.append(len(keys))
         return launched
@@ -255,9 +255,9 @@ def test_with_a_common_seed_outputs_depend_on_the_mask_alone(sweeper, tmp_path):
 
 def test_a_batch_in_pieces_trains_the_same_member(sweeper):
     masks, keys = np.random.default_rng(0).random((6, EXAMPLES)) < 0.5, keys_of(6)
-    whole, _ = sweeper.start(keys, masks).fetch()
-    pieces, _ = Sweeper(make_task(), local_layout(8, 2, microbatch=2)).start(keys, masks).fetch()
-    np.testing.assert_allclose(whole, pieces, atol=1e-4)
+    cut = Sweeper(make_task(), local_layout(8, 2, microbatch=2))
+    whole, pieces = (one.start(keys, masks).fetch().reports[0] for one in (sweeper, cut))
+    np.testing.assert_allclose(whole.outputs, pieces.outputs, atol=1e-4)
 
 
 @pytest.mark.parametrize("microbatch", [0, 1000])

@@ -18,7 +18,7 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,6 +62,23 @@ class Rows(NamedTuple):
     def usable(self) -> Bool[np.ndarray, " m"]:
         """Members that a fit or an average may use."""
         return self.status != Status.NOT_FINITE
+
+
+class Report(NamedTuple):
+    """What members report on the targets of one panel."""
+
+    outputs: Any
+    """float32 (m, t)"""
+    status: Any
+    """uint8 (m,), see `Status`"""
+
+
+def worst_status(of_panels: Sequence[UInt8[np.ndarray, " m"]]) -> UInt8[np.ndarray, " m"]:
+    """The status of members, from that on every panel."""
+    first, *others = of_panels
+    for other in others:
+        first = np.where(other == Status.NOT_FINITE, other, first)
+    return first
 
 
 @dataclass(frozen=True)
@@ -161,34 +178,55 @@ class Arm:
 
     def records(self) -> dict[int, dict[str, Any]]:
         """The done-record of every done unit, as the last panel has it."""
-        return {unit: by_panel[-1] for unit, by_panel in self._done().items()}
+        return {unit: by_panel[self._panels[-1]] for unit, by_panel in self._done().items()}
 
-    def commit(self, unit: int, rows: Rows, made: Made, *, allow_mixed: bool = False) -> None:
-        """Write a whole unit, then its done-records.
+    def lacking_panels(self, unit: int) -> list[int]:
+        """Panels that the unit is missing or damaged in, in order; reads those it has."""
+        found = {panel: self._panel_records(panel, [unit]) for panel in self._panels}
+        return [
+            panel
+            for panel, records in found.items()
+            if unit not in records or not self._is_whole(unit, {panel: records[unit]})
+        ]
+
+    def commit(
+        self,
+        unit: int,
+        masks: Bool[np.ndarray, "u g"],
+        reports: Mapping[int, Report],
+        made: Made,
+        *,
+        allow_mixed: bool = False,
+    ) -> None:
+        """Write a unit, then its done-records.
 
         Args:
             unit: which.
-            rows: exactly the members `spec.unit_rows(unit)`; outputs of all panels, in order.
-            made: kept in the record.
+            masks: of exactly the members `spec.unit_rows(unit)`.
+            reports: theirs, by panel. The others, if there are any, stay as they are.
+            made: kept in the records.
             allow_mixed: write also what differs from what the unit's records say.
 
         Raises:
             UserError: it cannot be written, or has other bits than before.
         """
-        parts = self._parts(rows)
-        digests = {name: _digests(part) for name, part in parts.items()}
+        parts = {panel: self._parts(panel, masks, report) for panel, report in reports.items()}
+        digests = {
+            panel: {name: _digests(part) for name, part in own.items()}
+            for panel, own in parts.items()
+        }
         if not allow_mixed:
             self._check_bits(unit, digests)
+        arrays = {name: part for own in parts.values() for name, part in own.items()}
         try:
             try:
-                self._write(unit, parts)
+                self._write(unit, arrays)
             except FAILURES:
                 # Where a chunk is damaged, tensorstore cannot read what it would write into.
-                self._delete_chunks(unit, parts)
-                self._write(unit, parts)
-            for panel in self._panels:
-                own = {name: digests[name] for name in self._names(panel)}
-                record = {"unit": unit, "members": self._span(unit), "sha256": own}
+                self._delete_chunks(unit, arrays)
+                self._write(unit, arrays)
+            for panel in reports:
+                record = {"unit": unit, "members": self._span(unit), "sha256": digests[panel]}
                 record |= asdict(made)
                 (self.store / f"{panel}/done").write(_record_name(unit), seal(record))
         except (*FAILURES, UserError) as error:
@@ -231,10 +269,13 @@ class Arm:
 
     def read_status(self, members: slice = ALL) -> UInt8[np.ndarray, " m"]:
         """The status of some members, over all panels; errors as in `read`."""
-        first, *others = self._read([f"{panel}/status" for panel in self._panels], members)
-        for other in others:
-            first = np.where(other == Status.NOT_FINITE, other, first)
-        return first[:, 0]
+        found = self._read([f"{panel}/status" for panel in self._panels], members)
+        return worst_status([status[:, 0] for status in found])
+
+    def read_report(self, panel: int, members: slice = ALL) -> Report:
+        """What some members report on the targets of one panel; errors as in `read`."""
+        outputs, status = self._read([f"{panel}/outputs", f"{panel}/status"], members)
+        return Report(outputs, status[:, 0])
 
     def check_made_on(self, made_on: dict[str, Any]) -> None:
         """Refuse to add units made elsewhere: low bits depend on device, layout and version.
@@ -251,17 +292,15 @@ class Arm:
                         f"--sweep.allow-mixed True"
                     )
 
-    def _check_bits(self, unit: int, digests: dict[str, list[str]]) -> None:
+    def _check_bits(self, unit: int, digests: dict[int, dict[str, list[str]]]) -> None:
         """Compare a unit that is made again with what its records say of it.
 
         Raises:
             UserError: they differ.
         """
-        for panel in self._panels:
+        for panel, own in digests.items():
             for record in self._panel_records(panel, [unit]).values():
-                # A status speaks of all panels, so that new targets may change it.
-                differ = [n for n, d in record["sha256"].items() if d != digests[n]]
-                if any(not name.endswith("status") for name in differ):
+                if record["sha256"] != own:
                     raise UserError(
                         f"{self.store}: unit {unit} came out with other bits than before, so code, "
                         f"device or libraries have changed since; sweep again into another --out, "
@@ -282,23 +321,18 @@ class Arm:
     def _panels(self) -> range:
         return range(len(self.panels))
 
-    def _names(self, panel: int) -> list[str]:
-        """The arrays that a panel's records have checksums of."""
-        own = [f"{panel}/outputs", f"{panel}/status"]
-        return own if panel else ["masks", *own]
-
     def _span(self, unit: int) -> list[int]:
         """The members of a unit, as a record has them."""
         members = self.spec.unit_slice(unit)
         return [members.start, members.stop]
 
-    def _done(self, units: Sequence[int] | None = None) -> dict[int, list[dict[str, Any]]]:
+    def _done(self, units: Sequence[int] | None = None) -> dict[int, dict[int, dict[str, Any]]]:
         """The records of every unit (or of some) that has one in each panel, by panel."""
-        found = [self._panel_records(panel, units) for panel in self._panels]
+        found = {panel: self._panel_records(panel, units) for panel in self._panels}
         return {
-            unit: [records[unit] for records in found]
+            unit: {panel: records[unit] for panel, records in found.items()}
             for unit in found[0]
-            if all(unit in records for records in found)
+            if all(unit in records for records in found.values())
         }
 
     def _panel_records(self, panel: int, units: Sequence[int] | None) -> dict[int, dict[str, Any]]:
@@ -322,11 +356,11 @@ class Arm:
             return None
         return record if record["members"] == self._span(unit) else None
 
-    def _is_whole(self, unit: int, by_panel: list[dict[str, Any]]) -> bool:
+    def _is_whole(self, unit: int, by_panel: Mapping[int, dict[str, Any]]) -> bool:
         try:
-            for panel in self._panels:
-                for name in self._names(panel):
-                    list(self._unit_parts(name, {unit: by_panel[panel]}, ALL))
+            for record in by_panel.values():
+                for name in record["sha256"]:
+                    list(self._unit_parts(name, {unit: record}, ALL))
         except UserError:
             return False
         return True
@@ -406,14 +440,12 @@ class Arm:
         self._arrays[name] = array
         return array
 
-    def _parts(self, rows: Rows) -> dict[str, np.ndarray]:
-        """What each array gets of some members."""
-        ends = np.cumsum(self.panels)[:-1]
-        parts = {"masks": np.packbits(rows.masks, axis=1)}
-        for panel, outputs in enumerate(np.split(rows.outputs.astype("<f4"), ends, axis=1)):
-            # The status speaks of all targets of a member.
-            parts |= {f"{panel}/outputs": outputs, f"{panel}/status": rows.status}
-        return parts
+    def _parts(
+        self, panel: int, masks: Bool[np.ndarray, "u g"], report: Report
+    ) -> dict[str, np.ndarray]:
+        """What each array of a panel gets; masks are with the first."""
+        own = {f"{panel}/outputs": report.outputs.astype("<f4"), f"{panel}/status": report.status}
+        return own if panel else {"masks": np.packbits(masks, axis=1), **own}
 
     def _schema(self, name: str) -> dict[str, Any]:
         """Zarr metadata of an array."""

@@ -1,7 +1,6 @@
 """What a unit in training has reached, kept so that members that take hours are not begun again."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import platform
@@ -16,11 +15,9 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from training.arm import Arm
-from training.errors import UserError, reason
+from training.errors import reason
+from training.orbax_files import FAILURES, described, folder_in, has_folder, restore
 from training.store import Store
-
-FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
-"""What orbax raises where a checkpoint cannot be written or read."""
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +43,6 @@ class Reached(NamedTuple):
     """Its progress, and the results of the launches before."""
 
 
-def require_folder(store: Store) -> None:
-    """Refuse places that orbax cannot write to.
-
-    Raises:
-        UserError: naming the place.
-    """
-    if store.location.startswith("s3://"):
-        raise UserError(
-            f"checkpoints and parameters are kept in a folder or in gs://, not in {store}; choose "
-            f"another sweep.bank, or set checkpoint.every_steps = 0"
-        )
-
-
 class UnitCheckpoints:
     """The checkpoints of one unit.
 
@@ -78,7 +62,7 @@ class UnitCheckpoints:
         self._of = of
         self._older: list[epath.Path] = []
         self._failed = False
-        self._folder = _folder_of(arm) / f"{unit:06d}"
+        self._folder = folder_in(arm, "checkpoints") / f"{unit:06d}"
         self._own = self._folder / f"{platform.node()}-{os.getpid()}"
         self._manager: ocp.CheckpointManager | None = None
 
@@ -110,17 +94,9 @@ class UnitCheckpoints:
                 # What this process went on from is behind what it has reached.
                 while self._older:
                     self._older.pop().rmtree(missing_ok=True)
-            about = {
-                "launch": reached.launch,
-                "step": reached.step,
-                "sha256": _digest(reached.arrays),
-                "of": self._of,
-            }
+            about = {"launch": reached.launch, "step": reached.step, "of": self._of}
             self._manager.save(  # waits for the one before
-                _number(reached.launch, reached.step),
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(reached.arrays), about=ocp.args.JsonSave(about)
-                ),
+                _number(reached.launch, reached.step), args=described(reached.arrays, about)
             )
 
     def wait(self) -> None:
@@ -150,18 +126,13 @@ class UnitCheckpoints:
 
 def delete_finished(arm: Arm) -> None:
     """Delete checkpoints of units that are done: what a process left that died just then."""
-    if arm.store.location.startswith("s3://"):
+    if not has_folder(arm.store):
         return
     with contextlib.suppress(*FAILURES):
-        folder = _folder_of(arm.store)
+        folder = folder_in(arm.store, "checkpoints")
         for unit in folder.iterdir() if folder.exists() else ():
             if unit.name.isdecimal() and arm.is_done(int(unit.name)):
                 unit.rmtree()
-
-
-def _folder_of(arm: Store) -> epath.Path:
-    """Where the checkpoints of an arm are."""
-    return epath.Path(arm.folder.absolute() if arm.folder else arm.location) / "checkpoints"
 
 
 def _manager(folder: epath.Path) -> ocp.CheckpointManager:
@@ -181,20 +152,11 @@ def _restore(
     shapes: Sequence[np.ndarray | jax.ShapeDtypeStruct],
 ) -> Reached | None:
     """A checkpoint; None if it is not what was written, or of something else."""
-    with ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(read_only=True)
-    ) as manager:
-        blank = [np.zeros(shape.shape, shape.dtype) for shape in shapes]
-        found = manager.restore(
-            number,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(blank), about=ocp.args.JsonRestore()
-            ),
-        )
-    arrays, about = [np.asarray(array) for array in found["arrays"]], found["about"]
-    if (about["of"], about["sha256"]) != (of, _digest(arrays)):
+    found = restore(folder / str(number), list(shapes))
+    if found is None:
         return None
-    if number != _number(about["launch"], about["step"]):
+    arrays, about = found
+    if about["of"] != of or number != _number(about["launch"], about["step"]):
         return None
     return Reached(about["launch"], about["step"], arrays)
 
@@ -205,11 +167,3 @@ LARGEST_STEP = 10**9
 def _number(launch: int, step: int) -> int:
     """Rises from checkpoint to checkpoint."""
     return launch * LARGEST_STEP + step
-
-
-def _digest(arrays: Sequence[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

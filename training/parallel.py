@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -152,207 +151,147 @@ class Launched:
         return jax.tree.map(joined, *fetched)
 
 
-class _Devices:
+class Devices:
     """The devices of a layout, with what all members share on each of them, once."""
 
     def __init__(self, layout: Layout, shared: PyTree):
+        """Place what is shared.
+
+        Args:
+            layout: where to run.
+            shared: arrays that every member reads.
+        """
         self.layout = layout
         mesh = jax.sharding.Mesh(np.array(layout.devices), ("devices",))
         self._by_device = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         # As plain arrays: JAX rebuilds trees with placeholders, which a checked dataclass refuses.
-        leaves, self._structure = jax.tree.flatten(shared)
+        leaves, self.structure = jax.tree.flatten(shared)
         with _short_of_memory():
             self.shared = jax.device_put(leaves, everywhere)
 
-    def mapped(self, member: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """`member(shared, *own, *common)` for a launch: called with (shared, own, common)."""
+    def launches(self, own: PyTree) -> Iterator[PyTree]:
+        """Members in full launches, the last one filled up by repeating its last member.
 
-        def side_by_side(leaves: list[Array], own: tuple, common: tuple) -> PyTree:
-            shared = jax.tree.unflatten(self._structure, leaves)
-            if self.layout.width == 1:
-                # A vmap of one is still a batched matrix product, twice as slow on CPU.
-                alone = jax.tree.map(lambda part: part[0], own)
-                return jax.tree.map(lambda part: part[None], member(shared, *alone, *common))
-            return jax.vmap(lambda *one: member(shared, *one, *common))(*own)
-
-        devices = list(self.layout.devices)
-        return jax.pmap(side_by_side, in_axes=(None, 0, None), devices=devices)
-
-    def shapes(self, *own: PyTree) -> tuple:
-        """Shapes of a launch, from those of one member."""
-        lead = (len(self.layout.devices), self.layout.width)
-        return jax.tree.map(lambda one: jax.ShapeDtypeStruct((*lead, *one.shape), one.dtype), own)
-
-    def launches(self, own: tuple[np.ndarray, ...]) -> Iterator[tuple]:
-        """Members in full launches, the last one filled up by repeating its last member."""
-        count = len(own[0])
+        Args:
+            own: arrays with a leading axis of members.
+        """
+        count = len(jax.tree.leaves(own)[0])
         filled = np.minimum(np.arange(count + -count % self.layout.launch), count - 1)
-        lead = (len(self.layout.devices), self.layout.width)
-        for rows in filled.reshape(-1, *lead):
-            yield self.place(tuple(part[rows] for part in own))
+        for rows in filled.reshape(-1, *self._lead):
+            yield self.place(jax.tree.map(lambda part, rows=rows: part[rows], own))
 
-    def zeros(self, *own: jax.ShapeDtypeStruct) -> tuple:
-        """The arrays of a launch, on the devices.
+    def zeros(self, own: PyTree) -> PyTree:
+        """The arrays of a launch, from the shapes of one member's.
 
         A `pmap` is lowered for them and not for shapes, which JAX refuses where several hosts are
         one job.
         """
         return self.place(
-            jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), self.shapes(*own))
+            jax.tree.map(lambda one: np.zeros((*self._lead, *one.shape), one.dtype), own)
         )
 
     def place(self, own: PyTree) -> PyTree:
         """Put the arrays of a launch on the devices."""
         return jax.device_put(own, self._by_device)
 
-    def memory(self, compiled: jax.stages.Compiled) -> Memory:
-        """What a launch needs, as the compiler counts it, and what is free."""
-        stats: Any = compiled.memory_analysis()
-        needed = stats.temp_size_in_bytes + 2 * stats.output_size_in_bytes
-        return Memory(needed, free_bytes(self.layout), sum(part.nbytes for part in self.shared))
+    @property
+    def _lead(self) -> tuple[int, int]:
+        return len(self.layout.devices), self.layout.width
 
 
 class MemberProgram:
-    """`member(shared, *own)` for any number of members: `pmap` over devices, `vmap` on each.
+    """`member(shared, *own, *common)` for a launch of members: `pmap` over devices, `vmap` on each.
 
-    It always launches full batches of `layout.launch` members, the last one filled up by
-    repeating its last member, so it is traced and compiled once, and a member's bits do not
-    depend on how many others were asked for.
+    Launches are always full, so it is traced and compiled once, and a member's bits do not depend
+    on how many others were asked for.
     """
 
     def __init__(
         self,
         member: Callable[..., PyTree],
-        layout: Layout,
-        shared: PyTree,
-        *own: jax.ShapeDtypeStruct,
+        devices: Devices,
+        own: tuple[PyTree, ...],
+        common: tuple[np.generic, ...] = (),
     ):
-        """Place what all members share on every device, and set the program up.
+        """Set the program up.
 
         Args:
-            member: a pure function of what is shared and of one member's own arrays.
-            layout: where to run.
-            shared: arrays that every member reads; placed on each device, once.
-            own: shape and dtype of each of a member's own arrays, without the axis of members.
+            member: a pure function of what is shared, of one member's own arrays, and of numbers
+                that all members of a launch have in common. Its results are arrays of numbers.
+            devices: where to run, and what is shared.
+            own: shape and dtype of a member's own arrays, without the axis of members.
+            common: numbers like those that are given when it runs.
         """
-        self.layout = layout
-        self._devices = _Devices(layout, shared)
-        self._own = own
-        self._mapped: Any = self._devices.mapped(member)
+        self._devices = devices
+        self._member = member
+        self._own, self._common = own, common
+        width, structure = devices.layout.width, devices.structure
+        places, own_structure = jax.tree.flatten(own)
+        ends = len(devices.shared), len(devices.shared) + len(places)
+
+        # Flat, since `pmap` guesses which axes are meant where there are as many arrays as trees.
+        def side_by_side(*arrays: Array) -> PyTree:
+            shared = jax.tree.unflatten(structure, arrays[: ends[0]])
+            own = jax.tree.unflatten(own_structure, arrays[ends[0] : ends[1]])
+            common = arrays[ends[1] :]
+            if width == 1:
+                # A vmap of one is still a batched matrix product, twice as slow on CPU.
+                alone = jax.tree.map(lambda part: part[0], own)
+                return jax.tree.map(lambda part: part[None], member(shared, *alone, *common))
+            return jax.vmap(lambda *one: member(shared, *one, *common))(*own)
+
+        in_axes = (*[None] * ends[0], *[0] * len(places), *[None] * len(common))
+        self._mapped: Any = jax.pmap(
+            side_by_side, in_axes=in_axes, devices=list(devices.layout.devices)
+        )
+
+    def member_shapes(self) -> PyTree:
+        """Shape and dtype of one member's results."""
+        shared = jax.tree.unflatten(self._devices.structure, self._devices.shared)
+        return jax.eval_shape(self._member, shared, *self._own, *self._common)
 
     @cached_property
     def _compiled(self) -> jax.stages.Compiled:
         with _short_of_memory():
-            own = self._devices.zeros(*self._own)
-            return self._mapped.lower(self._devices.shared, own, ()).compile()
+            own = self._devices.zeros(self._own)
+            return self._mapped.lower(*self._arguments(own, self._common)).compile()
+
+    def _arguments(self, own: tuple[PyTree, ...], common: tuple[np.generic, ...]) -> tuple:
+        return (*self._devices.shared, *jax.tree.leaves(own), *common)
 
     def memory(self) -> Memory:
         """What a launch needs, as the compiler counts it, and what is free."""
-        return self._devices.memory(self._compiled)
+        stats: Any = self._compiled.memory_analysis()
+        needed = stats.temp_size_in_bytes + 2 * stats.output_size_in_bytes
+        data = sum(part.nbytes for part in self._devices.shared)
+        return Memory(needed, free_bytes(self._devices.layout), data)
 
-    def start(self, *own: np.ndarray) -> Launched:
-        """Begin to compute members; every array has a leading axis of members.
+    def run(self, own: tuple[PyTree, ...], *common: np.generic) -> PyTree:
+        """Begin to compute a launch.
+
+        Args:
+            own: its arrays, on the devices (`Devices.launches`, or results of another program).
+            common: what its members have in common.
+
+        Returns:
+            The results, on the devices.
 
         Raises:
             UserError: a device ran out of memory.
         """
-        placed = self._devices.launches(own)
         with _short_of_memory():
-            results = [self._compiled(self._devices.shared, arrays, ()) for arrays in placed]
-            return Launched(results, len(own[0]))
+            return self._compiled(*self._arguments(own, common))
 
 
-class SteppedProgram:
-    """Members that train some steps at a time, so that what they have reached can be kept.
+def wait_for(results: PyTree) -> PyTree:
+    """The same, once it is computed.
 
-    Launches follow one another, so that the devices hold the progress of one.
+    Raises:
+        UserError: a device ran out of memory.
     """
-
-    def __init__(
-        self,
-        begin: Callable[..., PyTree],
-        advance: Callable[..., PyTree],
-        end: Callable[..., PyTree],
-        layout: Layout,
-        shared: PyTree,
-        *own: jax.ShapeDtypeStruct,
-    ):
-        """Place what all members share on every device, and set three programs up.
-
-        Args:
-            begin: (shared, *own) -> the progress of a member before its first step.
-            advance: (shared, progress, *own, first, last) -> after the steps in between.
-            end: (shared, progress, *own) -> its results.
-            layout: where to run.
-            shared: arrays that every member reads; placed on each device, once.
-            own: shape and dtype of each of a member's own arrays, without the axis of members.
-        """
-        self.layout = layout
-        self._devices = devices = _Devices(layout, shared)
-        self._own = own
-        self._begin, self._end = devices.mapped(begin), devices.mapped(end)
-        self._advance: Any = devices.mapped(advance)
-        progress = jax.eval_shape(begin, shared, *own)
-        results = jax.eval_shape(end, shared, progress, *own)
-        self.result_shapes: list[jax.ShapeDtypeStruct] = jax.tree.leaves(devices.shapes(results))
-        """Of the arrays of a launch's results."""
-
-    @cached_property
-    def _advance_compiled(self) -> jax.stages.Compiled:
-        launch, step = self._devices.zeros(*self._own), np.int32(0)
-        with _short_of_memory():
-            own = (self.begin(launch), *launch)
-            return self._advance.lower(self._devices.shared, own, (step, step)).compile()
-
-    def memory(self) -> Memory:
-        """What a launch needs, as the compiler counts it, and what is free."""
-        return self._devices.memory(self._advance_compiled)
-
-    def launches(self, *own: np.ndarray) -> list[tuple]:
-        """The launches of some members, on the devices."""
-        return list(self._devices.launches(own))
-
-    def begin(self, launch: tuple) -> PyTree:
-        """The progress of a launch before the first step, on the devices."""
-        with _short_of_memory():
-            return self._begin(self._devices.shared, launch, ())
-
-    def advance(self, launch: tuple, progress: PyTree, first: int, last: int) -> PyTree:
-        """After the steps from `first` to below `last`; returns when they are done."""
-        span = (np.int32(first), np.int32(last))
-        with _short_of_memory():
-            own = (progress, *launch)
-            return jax.block_until_ready(self._advance_compiled(self._devices.shared, own, span))
-
-    def end(self, launch: tuple, progress: PyTree) -> PyTree:
-        """The results of a launch, on the devices."""
-        with _short_of_memory():
-            return self._end(self._devices.shared, (progress, *launch), ())
-
-    def to_host(self, progress: PyTree) -> list[np.ndarray]:
-        """The arrays of a progress, of a launch's shape, as plain numbers."""
-        return [np.asarray(_plain(leaf)) for leaf in jax.tree.leaves(progress)]
-
-    def to_devices(self, arrays: list[np.ndarray], like: PyTree) -> PyTree:
-        """What `to_host` was given, from what it returned and any progress of the same shape."""
-        leaves, structure = jax.tree.flatten(like)
-        same = [_as(array, leaf) for array, leaf in zip(arrays, leaves, strict=True)]
-        return self._devices.place(jax.tree.unflatten(structure, same))
-
-
-def _is_key(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(leaf: Array) -> Array:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _as(array: np.ndarray, leaf: Array) -> Array | np.ndarray:
-    if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-    return array
+    with _short_of_memory():
+        return jax.block_until_ready(results)
 
 
 def free_bytes(layout: Layout) -> int | None:

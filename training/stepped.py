@@ -3,17 +3,21 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Int, PyTree, UInt8, UInt32
 
 from training.arm import Arm
-from training.checkpoints import Reached, UnitCheckpoints, require_folder
-from training.parallel import Launched, Layout, SteppedProgram
-from training.sweep import Shared, Sweeper, Task, own_shapes, report, unpacked
-from training.train import Progress, make_steps
+from training.checkpoints import Reached, UnitCheckpoints
+from training.examples import Examples
+from training.orbax_files import require_folder
+from training.parallel import Launched, Layout, MemberProgram, wait_for
+from training.sweep import KEY, Finished, Sweeper, Task, packed_shape, unpacked
+from training.train import Steps, make_steps
+from training.variables import from_numbers, to_named, to_numbers
 
 
 class SteppedSweeper(Sweeper):
@@ -24,45 +28,68 @@ class SteppedSweeper(Sweeper):
     """
 
     def __init__(self, task: Task, layout: Layout, every_steps: int):
+        super().__init__(task, layout)
         self._steps = task.recipe.optim.steps
         self._every = every_steps
         self._units: dict[tuple[str, int], UnitCheckpoints] = {}
-        super().__init__(task, layout)
+        self._progress = jax.eval_shape(
+            lambda key: self._steps_of(task.examples).begin(key), jax.random.key(0)
+        )
 
-    def _make_program(self, task: Task) -> Any:
-        count, microbatch = len(task.examples), self.layout.microbatch
+    def _steps_of(self, examples: Examples) -> Steps:
+        return make_steps(self.task.recipe, self.task.model, examples, self.layout.microbatch)
 
-        def begin(shared: Shared, key: UInt32[Array, " 2"], packed: UInt8[Array, " b"]) -> Progress:
-            del packed
-            steps = make_steps(task.recipe, task.model, shared.examples, microbatch)
-            return steps.begin(jax.random.wrap_key_data(key))
+    @property
+    def _progress_shapes(self) -> list[jax.ShapeDtypeStruct]:
+        return jax.eval_shape(to_numbers, self._progress)
 
+    @cached_property
+    def _begin(self) -> MemberProgram:
+        def begin(examples: Examples, key: UInt32[Array, " 2"]) -> list[Array]:
+            return to_numbers(self._steps_of(examples).begin(jax.random.wrap_key_data(key)))
+
+        return MemberProgram(begin, self._examples, (KEY,))
+
+    @cached_property
+    def _training(self) -> MemberProgram:
         def advance(
-            shared: Shared,
-            progress: Progress,
+            examples: Examples,
+            progress: list[Array],
             key: UInt32[Array, " 2"],
             packed: UInt8[Array, " b"],
             first: Int[Array, ""],
             last: Int[Array, ""],
-        ) -> Progress:
-            steps = make_steps(task.recipe, task.model, shared.examples, microbatch)
-            mask = unpacked(packed, count)
-            return steps.advance(progress, jax.random.wrap_key_data(key), mask, first, last)
+        ) -> list[Array]:
+            before, mask = from_numbers(progress, self._progress), unpacked(packed, len(examples))
+            steps = self._steps_of(examples)
+            return to_numbers(
+                steps.advance(before, jax.random.wrap_key_data(key), mask, first, last)
+            )
 
+        own = (self._progress_shapes, KEY, packed_shape(self.task))
+        return MemberProgram(advance, self._examples, own, (np.int32(0), np.int32(0)))
+
+    @cached_property
+    def _end(self) -> MemberProgram:
         def end(
-            shared: Shared, progress: Progress, key: UInt32[Array, " 2"], packed: UInt8[Array, " b"]
-        ) -> tuple[Array, Array]:
-            steps = make_steps(task.recipe, task.model, shared.examples, microbatch)
-            mask = unpacked(packed, count)
-            state = steps.end(progress, steps.begin(jax.random.wrap_key_data(key)), mask)
-            return report(task, microbatch, shared.targets, state, mask)
+            examples: Examples,
+            progress: list[Array],
+            key: UInt32[Array, " 2"],
+            packed: UInt8[Array, " b"],
+        ) -> dict[str, Array]:
+            after, mask = from_numbers(progress, self._progress), unpacked(packed, len(examples))
+            steps = self._steps_of(examples)
+            return to_named(steps.end(after, steps.begin(jax.random.wrap_key_data(key)), mask))
 
-        shared = Shared(task.examples, task.targets)
-        return SteppedProgram(begin, advance, end, self.layout, shared, *own_shapes(task))
+        return MemberProgram(
+            end, self._examples, (self._progress_shapes, KEY, packed_shape(self.task))
+        )
 
-    def start(self, keys: UInt32[np.ndarray, "m 2"], masks: Bool[np.ndarray, "m n"]) -> Launched:
+    def start(
+        self, keys: UInt32[np.ndarray, "m 2"], masks: Bool[np.ndarray, "m n"], *, keep: bool = False
+    ) -> Launched:
         """As `Sweeper.start`, without any checkpoint."""
-        launched = self._train(keys, masks, None, lambda: False)
+        launched = self._train(keys, masks, keep, None, lambda: False)
         assert launched is not None
         return launched
 
@@ -73,6 +100,8 @@ class SteppedSweeper(Sweeper):
         keys: UInt32[np.ndarray, "m 2"],
         masks: Bool[np.ndarray, "m n"],
         stop: Callable[[], bool],
+        *,
+        keep: bool = False,
     ) -> Launched | None:
         """Train the members of a unit, from its last checkpoint if it has one.
 
@@ -83,7 +112,7 @@ class SteppedSweeper(Sweeper):
         of.update(keys.tobytes() + np.packbits(masks, axis=1).tobytes())
         checkpoints = UnitCheckpoints(arm.store, unit, of.hexdigest())
         self._units[arm.store.location, unit] = checkpoints
-        return self._train(keys, masks, checkpoints, stop)
+        return self._train(keys, masks, keep, checkpoints, stop)
 
     def finish_unit(self, arm: Arm, unit: int) -> None:
         """Delete the checkpoints of a unit that is committed."""
@@ -95,36 +124,51 @@ class SteppedSweeper(Sweeper):
         self,
         keys: UInt32[np.ndarray, "m 2"],
         masks: Bool[np.ndarray, "m n"],
+        keep: bool,
         checkpoints: UnitCheckpoints | None,
         stop: Callable[[], bool],
     ) -> Launched | None:
-        program = self._program
-        launches = program.launches(keys, np.packbits(masks, axis=1))
-        results = [np.zeros((len(launches), *s.shape), s.dtype) for s in program.result_shapes]
+        """One launch after the other, so that the devices hold the progress of one."""
+        launches = list(self._examples.launches((keys, np.packbits(masks, axis=1))))
+        shapes, structure = jax.tree.flatten(self._finished_shapes(keep))
+        results = [np.zeros((len(launches), *one.shape), one.dtype) for one in shapes]
         launch, step = 0, 0
-        progress = program.begin(launches[0])
+        progress = self._begin.run((launches[0][0],))
         if checkpoints is not None:
-            arrays = program.to_host(progress)
-            reached = checkpoints.newest([*arrays, *results])
+            reached = checkpoints.newest([*map(np.asarray, progress), *results])
             if reached is not None:
                 launch, step = reached.launch, reached.step
-                progress = program.to_devices(reached.arrays[: len(arrays)], like=progress)
-                results = reached.arrays[len(arrays) :]
+                progress = self._examples.place(reached.arrays[: len(progress)])
+                results = reached.arrays[len(progress) :]
         while True:
+            key, packed = launches[launch]
             last = min(step + self._every, self._steps)
-            progress = program.advance(launches[launch], progress, step, last)
+            steps = np.int32(step), np.int32(last)
+            progress = wait_for(self._training.run((progress, key, packed), *steps))
             step = last
             if step == self._steps:
-                for all_launches, own in zip(
-                    results, program.end(launches[launch], progress), strict=True
-                ):
+                params = self._end.run((progress, key, packed))
+                finished = self._finished(params, packed, keep)
+                for all_launches, own in zip(results, jax.tree.leaves(finished), strict=True):
                     all_launches[launch] = own
                 launch, step = launch + 1, 0
                 if launch == len(launches):
-                    return Launched(list(zip(*results, strict=True)), len(keys))
-                progress = program.begin(launches[launch])
+                    parts = zip(*results, strict=True)
+                    return Launched([jax.tree.unflatten(structure, p) for p in parts], len(keys))
+                progress = self._begin.run((launches[launch][0],))
             if checkpoints is not None:
-                checkpoints.save(Reached(launch, step, [*program.to_host(progress), *results]))
+                arrays = [np.asarray(part) for part in progress]
+                checkpoints.save(Reached(launch, step, [*arrays, *results]))
                 if stop():
                     checkpoints.wait()
                     return None
+
+    def _finished_shapes(self, keep: bool) -> PyTree:
+        """Of the arrays of a launch."""
+        reports = {p: program.member_shapes() for p, program in enumerate(self._evaluations)}
+        params: Any = self.param_shapes if keep else {}
+        lead = (len(self.layout.devices), self.layout.width)
+        return jax.tree.map(
+            lambda one: jax.ShapeDtypeStruct((*lead, *one.shape), one.dtype),
+            Finished(reports, params),
+        )

@@ -4,26 +4,29 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
+from jaxtyping import Array, Bool, Int, Key, UInt8, UInt32
 
-from training.arm import Arm, ArmSpec, Made, Rows, Status
+from training.arm import Arm, ArmSpec, Made, Report, Status, worst_status
 from training.errors import UserError
 from training.examples import Examples
 from training.models import Model
 from training.outputs import OutputFunction
 from training.parallel import (
     LESS_MEMORY,
+    Devices,
     Launched,
     Layout,
     MemberProgram,
     Memory,
     free_bytes,
 )
+from training.params import KeptParams, Params
 from training.seeds import root_key, training_keys
 from training.train import (
     EVALUATION_BLOCK,
@@ -33,6 +36,7 @@ from training.train import (
     make_evaluate,
     make_train,
 )
+from training.variables import from_named, to_named, to_numbers
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class SweepConfig:
     bank: str = ""
     """Where the bank is kept: a folder, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX; "": in the run
     directory."""
+    keep_params: bool = False
+    """Keep the parameters of every member, so that new targets cost only their outputs."""
     grace: float = 25.0
     """Seconds that a sweep takes to finish what is in training, when it is interrupted."""
     allow_mixed: bool = False
@@ -107,41 +113,88 @@ class Design(Protocol):
         ...
 
 
-class Shared(NamedTuple):
-    """What all members read; on every device, once."""
+class Finished(NamedTuple):
+    """Members that were trained, or only evaluated."""
 
-    examples: Examples
-    targets: Examples
-
-
-def own_shapes(task: Task) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Of what a member has for itself: its training key, and its mask as bits."""
-    packed = jax.ShapeDtypeStruct((math.ceil(len(task.examples) / 8),), jnp.uint8)
-    return jax.ShapeDtypeStruct((2,), jnp.uint32), packed
+    reports: dict[int, Report]
+    """By panel."""
+    params: Params
+    """Empty where they are not to be kept."""
 
 
 class Sweeper:
-    """One compiled program that retrains any members of any arm of a task."""
+    """Compiled programs that retrain any members of any arm of a task.
+
+    One trains, and each panel of targets has one that evaluates what was trained. So the bits of a
+    panel depend neither on other panels nor on whether parameters were kept or trained just now.
+    """
 
     def __init__(self, task: Task, layout: Layout):
+        self.task = task
         self.layout = layout
-        parameters, _ = jax.eval_shape(task.model.init, jax.random.key(0))
-        self._parameter_bytes = sum(4 * leaf.size for leaf in jax.tree.leaves(parameters))
-        self._program = self._make_program(task)
+        self.state = jax.eval_shape(_initial(task.model), jax.random.key(0))
+        """Shapes of what training gives."""
+        self.param_shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(to_named, self.state)
+        """Of a member's variables, by name."""
+        self._examples = Devices(layout, task.examples)
+        self._evaluations = [
+            MemberProgram(
+                _make_evaluation(task, self.state, layout.microbatch),
+                Devices(layout, targets),
+                (self.param_shapes, packed_shape(task)),
+            )
+            for targets in _panels(task.targets, task.panels)
+        ]
 
-    def _make_program(self, task: Task) -> Any:
-        shared = Shared(task.examples, task.targets)
-        member = _make_member(task, self.layout.microbatch)
-        return MemberProgram(member, self.layout, shared, *own_shapes(task))
+    @cached_property
+    def _training(self) -> MemberProgram:
+        task, microbatch = self.task, self.layout.microbatch
 
-    def start(self, keys: UInt32[np.ndarray, "m 2"], masks: Bool[np.ndarray, "m n"]) -> Launched:
-        """Begin to train members; what `fetch` returns is (outputs (m, t) float32, status (m,)).
+        def member(
+            examples: Examples, key: UInt32[Array, " 2"], packed: UInt8[Array, " bytes"]
+        ) -> dict[str, Array]:
+            train = make_train(task.recipe, task.model, examples, microbatch)
+            mask = unpacked(packed, len(examples))
+            return to_named(train(jax.random.wrap_key_data(key), mask))
+
+        return MemberProgram(member, self._examples, (KEY, packed_shape(task)))
+
+    def start(
+        self, keys: UInt32[np.ndarray, "m 2"], masks: Bool[np.ndarray, "m n"], *, keep: bool = False
+    ) -> Launched:
+        """Begin to train members; what is fetched is `Finished`.
 
         Args:
             keys: their training keys (`training.seeds.training_keys`).
             masks: the examples they keep.
+            keep: whether their parameters are wanted, too.
         """
-        return self._program.start(keys, np.packbits(masks, axis=1))
+        results = []
+        for key, packed in self._examples.launches((keys, np.packbits(masks, axis=1))):
+            results.append(self._finished(self._training.run((key, packed)), packed, keep))
+        return Launched(results, len(keys))
+
+    def evaluate(
+        self, params: Params, masks: Bool[np.ndarray, "m n"], panels: Sequence[int]
+    ) -> Launched:
+        """Begin to evaluate members that were trained before; what is fetched is `Finished`.
+
+        Args:
+            params: theirs, with a leading axis of members.
+            masks: the examples they kept.
+            panels: on which targets.
+        """
+        launches = self._examples.launches((params, np.packbits(masks, axis=1)))
+        results = [Finished(self._reports(own, packed, panels), {}) for own, packed in launches]
+        return Launched(results, len(masks))
+
+    def _finished(self, params: Any, packed: Any, keep: bool) -> Finished:
+        """What is left of a launch, on the devices."""
+        reports = self._reports(params, packed, range(len(self._evaluations)))
+        return Finished(reports, params if keep else {})
+
+    def _reports(self, params: Any, packed: Any, panels: Sequence[int]) -> dict[int, Report]:
+        return {panel: self._evaluations[panel].run((params, packed)) for panel in panels}
 
     def start_unit(
         self,
@@ -150,10 +203,12 @@ class Sweeper:
         keys: UInt32[np.ndarray, "m 2"],
         masks: Bool[np.ndarray, "m n"],
         stop: Callable[[], bool],
+        *,
+        keep: bool = False,
     ) -> Launched | None:
         """Begin to train the members of a unit of an arm; None if `stop` said so before the end."""
         del arm, unit, stop
-        return self.start(keys, masks)
+        return self.start(keys, masks, keep=keep)
 
     def finish_unit(self, arm: Arm, unit: int) -> None:
         """What there is to do once a unit is committed."""
@@ -165,8 +220,12 @@ class Sweeper:
             UserError: it does not fit.
         """
         # Parameters and their gradient alone: the compiler does not survive far too large ones.
-        self._require(2 * self.layout.width * self._parameter_bytes, free_bytes(self.layout))
-        memory = self._program.memory()
+        parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(self.state.parameters))
+        self._require(2 * self.layout.width * parameters, free_bytes(self.layout))
+        found = [program.memory() for program in (self._training, *self._evaluations)]
+        memory = Memory(
+            max(one.needed for one in found), found[-1].free, sum(one.data for one in found)
+        )
         self._require(memory.needed, memory.free)
         return memory
 
@@ -190,16 +249,13 @@ class Sweeper:
         }
 
 
-def _make_member(task: Task, microbatch: int) -> Callable[..., tuple[Array, Array]]:
-    def member(
-        shared: Shared, key: UInt32[Array, " 2"], packed: UInt8[Array, " bytes"]
-    ) -> tuple[Float[Array, " t"], UInt8[Array, ""]]:
-        mask = unpacked(packed, len(task.examples))
-        train = make_train(task.recipe, task.model, shared.examples, microbatch)
-        state = train(jax.random.wrap_key_data(key), mask)
-        return report(task, microbatch, shared.targets, state, mask)
+KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
+"""Shape of a member's training key, as numbers."""
 
-    return member
+
+def packed_shape(task: Task) -> jax.ShapeDtypeStruct:
+    """Of a member's mask, as bits."""
+    return jax.ShapeDtypeStruct((math.ceil(len(task.examples) / 8),), jnp.uint8)
 
 
 def unpacked(packed: UInt8[Array, " bytes"], count: int) -> Bool[Array, " n"]:
@@ -207,22 +263,32 @@ def unpacked(packed: UInt8[Array, " bytes"], count: int) -> Bool[Array, " n"]:
     return jnp.unpackbits(packed, count=count).astype(bool)
 
 
-def report(
-    task: Task, microbatch: int, targets: Examples, state: State, mask: Bool[Array, " n"]
-) -> tuple[Float[Array, " t"], UInt8[Array, ""]]:
-    """The outputs and the status of a trained member."""
+def param_bytes(model: Model) -> int:
+    """What the kept parameters of one member take."""
+    state = jax.eval_shape(lambda key: to_numbers(_initial(model)(key)), jax.random.key(0))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in state)
+
+
+def _initial(model: Model) -> Callable[[Key[Array, ""]], State]:
+    return lambda key: State(*model.init(key))
+
+
+def _make_evaluation(task: Task, like: State, microbatch: int) -> Callable[..., Report]:
     # Where pieces of a batch are what fits, more targets at once would not.
     block = microbatch or EVALUATION_BLOCK
-    outputs = jnp.concatenate(
-        [
-            make_evaluate(task.recipe, task.model, panel, task.output, block)(state)
-            for panel in _panels(targets, task.panels)
-        ]
-    ).astype(jnp.float32)
-    finite = all_finite(state) & jnp.isfinite(outputs).all()
-    status = jnp.where(mask.any(), Status.OK.value, Status.EMPTY_MASK.value)
-    status = jnp.where(finite, status, Status.NOT_FINITE.value)
-    return outputs, status.astype(jnp.uint8)
+
+    def member(
+        targets: Examples, params: dict[str, Array], packed: UInt8[Array, " bytes"]
+    ) -> Report:
+        state, mask = from_named(params, like), unpacked(packed, len(task.examples))
+        evaluate = make_evaluate(task.recipe, task.model, targets, task.output, block)
+        outputs = evaluate(state).astype(jnp.float32)
+        finite = all_finite(state) & jnp.isfinite(outputs).all()
+        status = jnp.where(mask.any(), Status.OK.value, Status.EMPTY_MASK.value)
+        status = jnp.where(finite, status, Status.NOT_FINITE.value)
+        return Report(outputs, status.astype(jnp.uint8))
+
+    return member
 
 
 def _panels(targets: Examples, sizes: tuple[int, ...]) -> list[Examples]:
@@ -231,7 +297,7 @@ def _panels(targets: Examples, sizes: tuple[int, ...]) -> list[Examples]:
         return [targets]
     ends = np.cumsum(sizes)
     parts = [slice(int(end - size), int(end)) for end, size in zip(ends, sizes, strict=True)]
-    return [Examples(targets.inputs[part], targets.labels[part]) for part in parts]
+    return [targets.take(part) for part in parts]
 
 
 def sweep(
@@ -242,9 +308,12 @@ def sweep(
     on_unit: Callable[[int, UInt8[np.ndarray, " u"]], None] = lambda unit, status: None,
     stop: Callable[[], bool] = lambda: False,
     *,
+    keep_params: bool = False,
     allow_mixed: bool = False,
 ) -> None:
     """Make units of an arm.
+
+    Of a unit whose parameters were kept, only what it lacks is evaluated.
 
     While a unit trains, the one before is fetched, written and reported by a thread of its own.
     Interrupted at any point, a later call continues and ends with the same bits. A unit that
@@ -259,19 +328,30 @@ def sweep(
             thread.
         stop: asked before each unit; once it says so, what is in training is finished, and no
             other unit begun.
+        keep_params: keep the parameters of the members that are trained.
         allow_mixed: keep also what has other bits than it had before.
 
     Raises:
         UserError: a unit cannot be written, or has other bits.
     """
-    root = root_key(arm.spec.seed, arm.spec.stream)
+    root, kept = root_key(arm.spec.seed, arm.spec.stream), KeptParams(arm)
     missing = set(arm.missing_units())
 
+    def start(unit: int, masks: Bool[np.ndarray, "u n"]) -> Launched | None:
+        params = kept.read(unit, sweeper.param_shapes)
+        if params is not None:
+            return sweeper.evaluate(params, masks, arm.lacking_panels(unit))
+        keys = _keys(root, arm.spec, design, arm.spec.unit_rows(unit))
+        return sweeper.start_unit(arm, unit, keys, masks, stop, keep=keep_params)
+
     def finish(unit: int, masks: Bool[np.ndarray, "u n"], launched: Launched) -> None:
-        rows = Rows(masks, *launched.fetch())
-        arm.commit(unit, rows, Made(sweeper.made_on()), allow_mixed=allow_mixed)
+        finished: Finished = launched.fetch()
+        if finished.params:
+            kept.write(unit, finished.params)
+        made = Made(sweeper.made_on())
+        arm.commit(unit, masks, finished.reports, made, allow_mixed=allow_mixed)
         sweeper.finish_unit(arm, unit)
-        on_unit(unit, rows.status)
+        on_unit(unit, worst_status([report.status for report in finished.reports.values()]))
 
     other_thread = ThreadPoolExecutor(1)
     try:
@@ -281,10 +361,8 @@ def sweep(
                 break
             if unit in missing and arm.is_done(unit):
                 continue
-            members = arm.spec.unit_rows(unit)
-            masks = design.masks(root, members, arm.spec.groups)
-            keys = _keys(root, arm.spec, design, members)
-            launched = sweeper.start_unit(arm, unit, keys, masks, stop)
+            masks = design.masks(root, arm.spec.unit_rows(unit), arm.spec.groups)
+            launched = start(unit, masks)
             if launched is None:
                 break
             # One unit in training and one in writing, so that memory stays flat.
