@@ -15,7 +15,7 @@ from training.errors import UserError
 from training.parallel import local_layout
 from training.seeds import root_key
 from training.shards import Shard
-from training.sweep import SweepConfig, Task
+from training.sweep import SweepConfig, Task, param_bytes
 
 STREAMS = {"main": 0, "replicates": 1, "verification": 2}
 """Which root key each arm draws from; a number is never given to another arm."""
@@ -67,6 +67,11 @@ def unit_size(sweep: SweepConfig) -> int:
     """
     launch = local_layout(sweep.width).launch
     return math.ceil(sweep.unit / launch) * launch
+
+
+def kept_bytes(experiment: Experiment) -> int:
+    """What the parameters of a member take on disk; 0 where they are not kept."""
+    return param_bytes(experiment.model) if experiment.config.sweep.keep_params else 0
 
 
 def own_units(specs: Iterable[ArmSpec], shard: Shard) -> dict[str, list[int]]:

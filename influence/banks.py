@@ -20,6 +20,7 @@ from training.arm import ArmSpec
 from training.bank import Bank, Manifest, Panel, differences
 from training.data import examples_hash
 from training.errors import UserError
+from training.params import KeptParams
 
 RECORDED_VERSIONS = (
     "accomplice",
@@ -32,7 +33,7 @@ RECORDED_VERSIONS = (
     "tokenizers",
 )
 
-FREE_KEYS = (("sweep", "unit"), ("sweep", "grace"), ("sweep", "allow_mixed"), ("sweep", "bank"))
+FREE_KEYS = tuple(("sweep", key) for key in ("unit", "grace", "allow_mixed", "bank", "keep_params"))
 """Keys of those sections that may change in a run: they decide how the work is done."""
 
 GROWING_KEYS = (("sweep", "members"), ("sweep", "replicate_masks"), ("data", "target_count"))
@@ -92,12 +93,22 @@ def join_bank(
     check_same(path, bank, experiment, arms, growing=True)
     new = len(experiment.targets) - len(bank.target_ids)
     if new and not retrain:
-        raise UserError(
-            f"{bank.store} lacks {new} of {len(experiment.targets)} targets, and its members did "
-            f"not keep their parameters; give --retrain to train all of them again, or choose "
-            f"another --out"
-        )
+        _require_params(bank, f"{new} of {len(experiment.targets)} targets")
     return bank.changed(lambda stored: _grown(stored, new_manifest(experiment, arms, stored)))
+
+
+def _require_params(bank: Bank, lacks: str) -> None:
+    """Refuse new targets for members that would have to be trained again.
+
+    Raises:
+        UserError: some finished units did not keep their parameters.
+    """
+    lost = sum(len(arm.records().keys() - KeptParams(arm).units()) for arm in bank.arms.values())
+    if lost:
+        raise UserError(
+            f"{bank.store} lacks {lacks}, and {lost} of its units did not keep their parameters "
+            f"(sweep.keep_params); give --retrain to train those again, or choose another --out"
+        )
 
 
 def _grown(stored: Manifest, wanted: Manifest) -> Manifest:

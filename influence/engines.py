@@ -28,9 +28,13 @@ class Work:
     """Those that this call is to see done."""
     todo: list[int]
     """Those of them that are missing or damaged."""
+    keep_params: bool
+    """Whether its members keep their parameters."""
 
 
-def find_work(arms: Mapping[str, tuple[Arm, Design]], shard: Shard = WHOLE) -> list[Work]:
+def find_work(
+    arms: Mapping[str, tuple[Arm, Design]], shard: Shard = WHOLE, *, keep_params: bool = False
+) -> list[Work]:
     """What a shard's part of the arms, given by title, lacks; arms that lack nothing are left out.
 
     Everything that is done is read, to find what is damaged.
@@ -39,7 +43,7 @@ def find_work(arms: Mapping[str, tuple[Arm, Design]], shard: Shard = WHOLE) -> l
     for title, (arm, design) in arms.items():
         own = units[arm.spec.name]
         delete_finished(arm)
-        found.append(Work(title, arm, design, own, arm.unfinished_units(own)))
+        found.append(Work(title, arm, design, own, arm.unfinished_units(own), keep_params))
     return [work for work in found if work.todo]
 
 
@@ -107,5 +111,6 @@ class LocalEngine:
                         work.todo,
                         tell,
                         stop,
+                        keep_params=work.keep_params,
                         allow_mixed=config.allow_mixed,
                     )

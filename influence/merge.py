@@ -16,6 +16,7 @@ from influence.run import Run, is_new
 from training.arm import Arm, Made, Report
 from training.bank import Bank, Manifest, differences
 from training.errors import UserError
+from training.params import KeptParams
 
 
 def merge(first: Path, second: Path, out: Path, *, allow_mixed: bool = False) -> Bank:
@@ -112,15 +113,20 @@ def _copy(sources: list[Arm], to: Arm) -> None:
                     f"{sources[number].store} and {sources[other].store}; one of them was made by "
                     f"other code or on another machine"
                 )
-        for number, _ in present:
-            _copy_params(sources[number], to, unit)
+        _copy_params([sources[number] for number, _ in present], to, unit)
         record = records[number][cut.start // sources[number].spec.unit]
         made = Made(record["made_on"], record["time"], record["host"])
         to.commit(unit, members.masks, members.reports, made)
 
 
-def _copy_params(source: Arm, to: Arm, unit: int) -> None:
-    """The kept parameters of a unit, where its members are one unit of the source, too."""
+def _copy_params(sources: list[Arm], to: Arm, unit: int) -> None:
+    """The kept parameters of a unit, if a source has its members as one unit, too."""
+    for source in sources:
+        if source.spec.unit == to.spec.unit:
+            params = KeptParams(source).read(unit)
+            if params is not None:
+                KeptParams(to).write(unit, params)
+                return
 
 
 def _same(one: _Found, other: _Found) -> bool:

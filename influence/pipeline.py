@@ -6,7 +6,7 @@ Every stage can also be called alone on a run directory: it reads what earlier s
 from pathlib import Path
 
 from influence import attribution, detection, verification
-from influence.arms import arm_specs, designs, main_task, read_arms
+from influence.arms import arm_specs, designs, kept_bytes, main_task, read_arms
 from influence.artifacts import (
     load_datamodel,
     read_scores,
@@ -83,8 +83,8 @@ def sweep_stage(
     if find_bank(planned.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
         engine.require_memory(planned)
-        place = Store(bank_location(planned.config, out))
-        require_space(place, list(arm_specs(planned).values()), len(planned.targets))
+        place, specs = Store(bank_location(planned.config, out)), arm_specs(planned)
+        require_space(place, list(specs.values()), len(planned.targets), kept_bytes(planned))
         make_bank(out, planned, arm_specs(planned))
     # Another process may have been first, with another layout.
     experiment = with_layout(experiment, out)
@@ -95,7 +95,8 @@ def sweep_stage(
         for name, design in designs(experiment.config).items()
     }
     task = main_task(experiment, bank.manifest)
-    engine.make(experiment, bank, task, find_work(arms, shard), run.progress)
+    works = find_work(arms, shard, keep_params=experiment.config.sweep.keep_params)
+    engine.make(experiment, bank, task, works, run.progress)
     return run, experiment, bank
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from influence.arms import arm_specs, main_task, own_units
+from influence.arms import arm_specs, kept_bytes, main_task, own_units
 from influence.banks import bank_location, check_same, find_bank
 from influence.experiment import Experiment
 from influence.layout import fixed_layout, sweeper_for, with_layout
@@ -42,6 +42,7 @@ def plan(experiment: Experiment, out: Path, shard: Shard = WHOLE) -> str:
     arms = [f"{spec.members:,} {name}" for name, spec in specs.items()]
     units = [f"{spec.units} of {spec.unit} {name}" for name, spec in specs.items()]
     training = f"{optim.steps} steps of {optim.batch_size} examples"
+    disk = sum(spec.bytes(len(task.targets), kept_bytes(experiment)) for spec in specs.values())
     rows = {
         "members": f"{', '.join(arms)}; {left:,} left to train{of_shard}",
         "units": f"{', '.join(units)}",
@@ -49,8 +50,7 @@ def plan(experiment: Experiment, out: Path, shard: Shard = WHOLE) -> str:
         "where": str(layout),
         "time": f"about {duration(left * flops / rate)}, at {rate / 1e9:.0f} GFLOP/s",
         "memory": _memory(memory, len(layout.devices)),
-        "disk": f"{_size(sum(spec.bytes(len(task.targets)) for spec in specs.values()))} in "
-        f"{bank_location(experiment.config, out)}",
+        "disk": f"{_size(disk)} in {bank_location(experiment.config, out)}",
     }
     lines = [f"{name:9s} {text}" for name, text in rows.items()]
     return "\n".join(lines + [f"Note: {note}" for note in experiment.notes])

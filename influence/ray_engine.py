@@ -148,10 +148,17 @@ def _make_unit(
     """In a worker: make a unit, and return its number and the status of its members."""
     worker = _worker(text, location)
     design = designs(worker.experiment.config)[arm]
-    allow_mixed = worker.experiment.config.sweep.allow_mixed
+    config = worker.experiment.config.sweep
     # Nothing is made twice that was committed by a node that was lost just then.
     todo = worker.bank.arm(arm).unfinished_units([unit])
-    sweep(worker.sweeper, worker.bank.arm(arm), design, todo, allow_mixed=allow_mixed)
+    sweep(
+        worker.sweeper,
+        worker.bank.arm(arm),
+        design,
+        todo,
+        keep_params=config.keep_params,
+        allow_mixed=config.allow_mixed,
+    )
     return unit, worker.bank.arm(arm).read_status(worker.bank.arm(arm).spec.unit_slice(unit))
 
 

@@ -18,6 +18,8 @@ from influence.cli import main
 from influence.status import bank_status
 from training.arm import Made, Rows
 from training.bank import Bank
+from training.params import KeptParams
+from training.sweep import Sweeper
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 SMALL = [
@@ -445,6 +447,52 @@ def test_old_targets_that_come_back_with_other_bits_are_refused(copied, capsys):
     words = ["sweep", SMOKE, "--out", str(copied), *SMALL, "--data.target-count", "75"]
     assert main([*words, "--retrain"]) == 2
     assert "unit 1 came out with other bits than before" in capsys.readouterr().err
+
+
+KEEP = ("--sweep.keep-params", "True")
+
+
+def test_with_kept_parameters_new_targets_are_only_evaluated(whole, tmp_path, monkeypatch):
+    run = swept(tmp_path / "run", *KEEP)
+    assert_same_rows(run, whole)
+
+    def refuse(self, *words, **options):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(Sweeper, "start", refuse)
+    swept(run, *KEEP, "--data.target-count", "75")
+    bank, old = Bank.open(run), Bank.open(whole)
+    for name in bank.arms:
+        outputs = bank.arm(name).read_outputs()
+        assert outputs.shape[1] == 285
+        assert outputs[:, :270].tobytes() == old.arm(name).read_outputs().tobytes()
+
+
+def test_units_that_did_not_keep_their_parameters_are_named(copied, capsys):
+    more = ["--sweep.members", "56", "--data.target-count", "75"]
+    words = ["sweep", SMOKE, "--out", str(copied), *SMALL, *KEEP, *more]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "lacks 15 of 285 targets, and 6 of its units did not keep their parameters" in said
+    assert main([*words, "--retrain"]) == 0
+
+
+def test_a_merge_has_the_parameters_that_were_kept(tmp_path, monkeypatch):
+    halves = [swept(tmp_path / str(index), *KEEP, "--shard", f"{index}/2") for index in range(2)]
+    merged = tmp_path / "merged"
+    assert main(["merge", *map(str, halves), "--out", str(merged)]) == 0
+    arm = Bank.open(merged).arm("main")
+    assert KeptParams(arm).units() == set(range(5))
+    assert all(KeptParams(arm).read(unit) is not None for unit in range(5))
+
+
+def test_kept_parameters_count_for_the_disk(tmp_path, capsys):
+    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), *SMALL, "--dry-run"]
+    sizes = []
+    for options in ([], KEEP):
+        assert main([*words, *options]) == 0
+        sizes.append(float(re.search(r"disk +([0-9.]+) MB", capsys.readouterr().out)[1]))
+    assert sizes[1] > sizes[0] + 48 * 4 * 64 * 32 / 1e6
 
 
 def test_a_dry_run_counts_what_a_top_up_takes(copied, capsys):

@@ -112,9 +112,14 @@ class ArmSpec:
         """The members of a unit, as a part of all."""
         return slice(unit * self.unit, min((unit + 1) * self.unit, self.members))
 
-    def bytes(self, targets: int) -> int:
-        """Size on disk when complete, about (uncompressed)."""
-        return self.members * (4 * targets + math.ceil(self.groups / 8) + 1)
+    def bytes(self, targets: int, params: int = 0) -> int:
+        """Size on disk when complete, about (uncompressed).
+
+        Args:
+            targets: that every member reports.
+            params: bytes of one member's parameters; 0 where they are not kept.
+        """
+        return self.members * (4 * targets + math.ceil(self.groups / 8) + 1 + params)
 
 
 @dataclass(frozen=True)

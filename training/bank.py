@@ -194,13 +194,13 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
     return leaves
 
 
-def require_space(store: Store, specs: Sequence[ArmSpec], targets: int) -> None:
-    """Refuse arms that the disk has no room for.
+def require_space(store: Store, specs: Sequence[ArmSpec], targets: int, params: int = 0) -> None:
+    """Refuse arms that the disk has no room for; sizes as in `ArmSpec.bytes`.
 
     Raises:
         UserError: with the arithmetic.
     """
-    free, needed = store.free_bytes(), sum(spec.bytes(targets) for spec in specs)
+    free, needed = store.free_bytes(), sum(spec.bytes(targets, params) for spec in specs)
     if free is not None and needed > free:
         members = sum(spec.members for spec in specs)
         raise UserError(

@@ -47,12 +47,12 @@ def described(arrays: PyTree, about: dict[str, Any]) -> ocp.args.Composite:
     )
 
 
-def restore(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+def restore(folder: epath.Path, like: PyTree = None) -> tuple[PyTree, dict[str, Any]] | None:
     """The arrays in a folder and what is known of them; None if they are not what was written.
 
     Args:
         folder: that `described` was written to.
-        like: arrays of the same shape and dtype, or those alone.
+        like: arrays of the same shape and dtype, or those alone; None: as they were written.
 
     Raises:
         FAILURES: they cannot be read.

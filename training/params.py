@@ -6,7 +6,6 @@ ARM/params/000007    written by orbax: `arrays`, the members of unit 7 by name o
 
 import contextlib
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -29,25 +28,17 @@ class KeptParams:
         if not has_folder(self._arm.store):
             return set()
         folder = folder_in(self._arm.store, "params")
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(*FAILURES):
             return {int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()}
         return set()
 
-    def read(self, unit: int, shapes: dict[str, jax.ShapeDtypeStruct]) -> Params | None:
-        """The parameters of a unit; None where they are not kept, or damaged.
-
-        Args:
-            unit: which.
-            shapes: of one member's variables, by name.
-        """
-        if unit not in self.units():
-            return None
-        members = len(self._arm.spec.unit_rows(unit))
-        like = {name: np.zeros((members, *one.shape), one.dtype) for name, one in shapes.items()}
-        with contextlib.suppress(*FAILURES):
-            found = restore(folder_in(self._arm.store, "params") / _name(unit), like)
-            if found is not None and found[1]["members"] == self._span(unit):
-                return found[0]
+    def read(self, unit: int) -> Params | None:
+        """The parameters of a unit; None where they are not kept, or damaged."""
+        if unit in self.units():
+            with contextlib.suppress(*FAILURES):
+                found = restore(folder_in(self._arm.store, "params") / _name(unit))
+                if found is not None and found[1]["members"] == self._span(unit):
+                    return found[0]
         return None
 
     def write(self, unit: int, params: Params) -> None:

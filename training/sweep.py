@@ -338,7 +338,7 @@ def sweep(
     missing = set(arm.missing_units())
 
     def start(unit: int, masks: Bool[np.ndarray, "u n"]) -> Launched | None:
-        params = kept.read(unit, sweeper.param_shapes)
+        params = kept.read(unit)
         if params is not None:
             return sweeper.evaluate(params, masks, arm.lacking_panels(unit))
         keys = _keys(root, arm.spec, design, arm.spec.unit_rows(unit))
