@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/accomplice run configs/digits.toml
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

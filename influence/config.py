@@ -169,7 +169,11 @@ def _with_absolute_paths(config: Config) -> Config:
     changes: dict[str, Any] = {
         key: str(Path(getattr(data, key)).absolute()) for key, holds in paths.items() if holds
     }
-    return dataclasses.replace(config, data=dataclasses.replace(data, **changes))
+    model = config.model
+    if model.init_from and "://" not in model.init_from:
+        path = str(Path(model.init_from).absolute())
+        model = dataclasses.replace(model, init_from=path)
+    return dataclasses.replace(config, data=dataclasses.replace(data, **changes), model=model)
 
 
 def check(config: Config) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         },
         "model": {
             **dataclasses.asdict(config.model),
+            # Where it lies does not matter.
+            "init_from": _variables_hash(experiment.model.initial),
             "classes": experiment.model.classes,
             # The ids are in the data; how many there may be is the size of the model's table.
             "vocabulary": experiment.vocabulary,
@@ -155,6 +158,14 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 def identity_hash(parts: dict[str, Any]) -> str:
     """One hash of all parts."""
     return _short_hash(json.dumps(parts, sort_keys=True).encode())
+
+
+def _variables_hash(variables: Mapping[str, Any]) -> str:
+    """Of the names and values of variables; "" if there are none."""
+    if not variables:
+        return ""
+    described = [f"{n}{v.dtype.str}{v.shape}".encode() + v.tobytes() for n, v in variables.items()]
+    return _short_hash(b"".join(described))
 
 
 def _short_hash(content: bytes) -> str:

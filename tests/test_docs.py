@@ -61,13 +61,17 @@ def run(command, folder, extra=()):
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         settings[name] = value
-    assert words[0] == "accomplice", command
-    # Before the options of the docs, which hold.
-    words = [sys.executable, "-m", "influence.cli", *words[1:3], *extra, *words[3:]]
+    assert words[0] in ("accomplice", "python"), command
+    if words[0] == "accomplice":
+        # Before the options of the docs, which hold.
+        words = ["-m", "influence.cli", *words[1:3], *extra, *words[3:]]
+    else:
+        words = words[1:]
     environment = {**os.environ, **settings, "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, *words],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 

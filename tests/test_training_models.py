@@ -219,7 +219,7 @@ def test_own_model_trains_with_fresh_noise_and_moving_statistics(own):
     states = (rest, after_one, after_two)
     batch_mean = (inputs @ nnx.to_pure_dict(parameters)["hidden"]["kernel"]).mean(0)
     for state, share in zip(states, (0, 0.5, 0.75), strict=True):
-        mean = nnx.to_pure_dict(state)["norm"]["mean"]
+        mean = nnx.to_pure_dict(state.variables)["norm"]["mean"]
         np.testing.assert_allclose(mean, share * batch_mean, rtol=1e-4, atol=1e-6)
 
 
@@ -261,9 +261,9 @@ def test_own_model_evaluates_without_noise_from_its_statistics(own):
     # Other examples in the batch change nothing, as batch statistics would.
     np.testing.assert_allclose(evaluate(parameters, trained, inputs[:2]), whole[:2], rtol=1e-5)
     # Neither does the state of the noise: the statistics after the step, the noise before it.
-    state = nnx.to_pure_dict(trained)
-    state["dropout"] = nnx.to_pure_dict(rest)["dropout"]
-    nnx.replace_by_pure_dict(trained, state)
+    state = nnx.to_pure_dict(trained.variables)
+    state["dropout"] = nnx.to_pure_dict(rest.variables)["dropout"]
+    nnx.replace_by_pure_dict(trained.variables, state)
     np.testing.assert_array_equal(evaluate(parameters, trained, inputs), whole)
 
 
@@ -271,7 +271,7 @@ def test_own_model_has_only_params_to_optimise(own):
     parameters, rest = own.init(KEY)
     assert set(shapes(parameters)) == {"hidden", "norm", "output"}
     assert set(shapes(parameters)["norm"]) == {"scale", "bias"}
-    assert set(shapes(rest)) == {"norm", "dropout"}
+    assert set(shapes(rest.variables)) == {"norm", "dropout"}
 
 
 def test_members_of_own_model_do_not_share_noise(own):

@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import Array, Float
 
 from training.sweep import Task
-from training.train import State, make_evaluate, make_train
+from training.train import make_evaluate, make_train
 
 
 def member_flops(task: Task) -> int:
@@ -26,7 +26,7 @@ def member_jaxpr(task: Task) -> ClosedJaxpr:
     """The program of one member, whatever the layout."""
 
     def member(key: Array, mask: Array) -> Float[Array, " t"]:
-        state: State = make_train(task.recipe, task.model, task.examples)(key, mask)
+        state = make_train(task.recipe, task.model, task.examples)(key, mask)
         return make_evaluate(task.recipe, task.model, task.targets, task.output)(state)
 
     key = jax.eval_shape(lambda: jax.random.key(0))

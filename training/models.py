@@ -4,9 +4,9 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Key, Num, PyTree
 
 from training.errors import UserError, reason
+from training.finetuning import is_part, require_parts, starting_values
 from training.networks import CNN, MLP, Bag, Linear, Logits, PatchTransformer, ResNet, Transformer
+from training.variables import names, to_named, with_named
+
+Variables = dict[str, Any]
+"""Arrays by the name of the variable in its module."""
 
 Inputs = Num[Array, "b *shape"]
 """float32 numbers or images, or int32 token ids"""
@@ -41,28 +46,64 @@ class ModelConfig:
     """What a model computes in; parameters, moments, logits and loss are float32 either way."""
     classes: int = 0
     """Number of classes; 0 takes the largest label + 1."""
+    init_from: str = ""
+    """A checkpoint written by orbax that every member starts from (fine-tuning): a folder, or in
+    gs://."""
+    fresh: tuple[str, ...] = ()
+    """Parts of the model that start anew all the same, such as its last layer, by name: "output"
+    or "blocks.0"."""
+    frozen: tuple[str, ...] = ()
+    """Parts of the model whose parameters are not trained, by name."""
+
+
+class Rest(NamedTuple):
+    """Variables that the optimiser does not move."""
+
+    frozen: PyTree
+    """Parameters that stay as they start."""
+    variables: PyTree
+    """Whatever else there is (batch statistics, dropout keys); a training step may change it."""
+
+
+class State(NamedTuple):
+    """All variables of one member."""
+
+    parameters: PyTree
+    """What the optimiser moves."""
+    rest: Rest
 
 
 @dataclass(frozen=True)
 class Model:
     """A model as three pure functions, so that it can be vmapped over members.
 
-    `parameters` are what the optimiser moves (`nnx.Param`); `rest` is every other variable
-    (batch statistics, dropout keys), which a training step may change.
+    `parameters` are what the optimiser moves (`nnx.Param`); `rest` is every other variable.
     """
 
-    init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
-    """key -> (parameters, rest)"""
-    apply_train: Callable[[PyTree, PyTree, Inputs], tuple[Logits, PyTree]]
+    make: Callable[[Key[Array, ""]], State]
+    """key -> the state of a member before its first step, all drawn anew"""
+    apply_train: Callable[[PyTree, Rest, Inputs], tuple[Logits, Rest]]
     """(parameters, rest, inputs) -> (logits, rest after the call)"""
-    apply: Callable[[PyTree, PyTree, Inputs], Logits]
+    apply: Callable[[PyTree, Rest, Inputs], Logits]
     """(parameters, rest, inputs) -> logits, in evaluation mode"""
     classes: int
+    initial: Variables = field(default_factory=dict, compare=False)
+    """What members start from that is not drawn anew, by name."""
     by_example: bool = False
     """In training every example is treated by itself, and nothing but parameters (no batch
     statistics, no dropout keys) changes: a batch may be taken in pieces."""
     source: str = field(default="", compare=False)
     """Source text of the user's factory module, so that a changed model is another run."""
+
+    def init(self, key: Key[Array, ""]) -> State:
+        """key -> the state of a member before its first step."""
+        return with_named(self.make(key), self.initial)
+
+    @cached_property
+    def common(self) -> frozenset[str]:
+        """Names of what all members share: frozen, and not drawn anew."""
+        _, rest = jax.eval_shape(self.make, jax.random.key(0))
+        return frozenset(names(rest.frozen)).intersection(self.initial)
 
 
 Factory = Callable[..., nnx.Module]
@@ -167,7 +208,11 @@ def build_model(
         source, name = "", f'model.name = "{config.name}"'
     inputs = jax.ShapeDtypeStruct((2, *shape), jnp.int32 if vocabulary else jnp.float32)
     try:
-        model = _as_functions(factory, shape, classes, jnp.dtype(config.precision))
+        model = _as_functions(factory, shape, classes, jnp.dtype(config.precision), config.frozen)
+        if config.init_from:
+            shapes = jax.eval_shape(lambda key: to_named(model.make(key)), jax.random.key(0))
+            values = starting_values(config.init_from, config.fresh, shapes)
+            model = dataclasses.replace(model, initial=values)
         _check_calls(model, inputs)
         by_example = not config.factory or _is_by_example(model, inputs, vocabulary)
     except _Unfit as error:
@@ -186,7 +231,11 @@ class _Unfit(Exception):
 
 
 def _as_functions(
-    factory: Factory, shape: tuple[int, ...], classes: int, precision: jnp.dtype
+    factory: Factory,
+    shape: tuple[int, ...],
+    classes: int,
+    precision: jnp.dtype,
+    frozen: tuple[str, ...],
 ) -> Model:
     def build(key: Key[Array, ""]) -> Any:
         module = factory(shape, classes, rngs=nnx.Rngs(key))
@@ -194,26 +243,35 @@ def _as_functions(
             raise _Unfit(f"returned {type(module).__name__}; it must return an nnx.Module")
         return module
 
-    template = nnx.eval_shape(build, jax.random.key(0))
-    template.train()
-    graph_train, *_ = nnx.split(template, nnx.Param, ...)
-    template.eval()
-    graph_eval, *_ = nnx.split(template, nnx.Param, ...)
+    def is_trained(path: tuple[Any, ...], value: Any) -> bool:
+        return isinstance(value, nnx.Param) and not is_part(".".join(map(str, path)), frozen)
 
-    def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-        _, parameters, rest = nnx.split(build(key), nnx.Param, ...)
-        return parameters, rest
+    def split(module: nnx.Module) -> tuple[nnx.GraphDef, PyTree, Rest]:
+        graph, parameters, stay, variables = nnx.split(module, is_trained, nnx.Param, ...)
+        return graph, parameters, Rest(stay, variables)
+
+    template = nnx.eval_shape(build, jax.random.key(0))
+    require_parts("model.frozen", frozen, names(nnx.state(template, nnx.Param)))
+    template.train()
+    graph_train, *_ = split(template)
+    template.eval()
+    graph_eval, *_ = split(template)
+
+    def make(key: Key[Array, ""]) -> State:
+        _, parameters, rest = split(build(key))
+        return State(parameters, rest)
 
     def call(
-        graph: nnx.GraphDef, parameters: PyTree, rest: PyTree, inputs: Inputs
-    ) -> tuple[Any, nnx.GraphDef, PyTree]:
+        graph: nnx.GraphDef, parameters: PyTree, rest: Rest, inputs: Inputs
+    ) -> tuple[Any, nnx.GraphDef, Rest]:
+        trained, stay = _cast(parameters, precision), _cast(rest.frozen, precision)
         # A copy, since a module that was merged shares its variables with the state it came from.
-        module: Any = nnx.merge(graph, _cast(parameters, precision), rest, copy=True)
+        module: Any = nnx.merge(graph, trained, stay, rest.variables, copy=True)
         logits = module(_cast(inputs, precision))
-        after, _, rest = nnx.split(module, nnx.Param, ...)
-        return _cast(logits, jnp.dtype(jnp.float32)), after, rest
+        after, _, (_, variables) = split(module)
+        return _cast(logits, jnp.dtype(jnp.float32)), after, Rest(rest.frozen, variables)
 
-    def apply_train(parameters: PyTree, rest: PyTree, inputs: Inputs) -> tuple[Logits, PyTree]:
+    def apply_train(parameters: PyTree, rest: Rest, inputs: Inputs) -> tuple[Logits, Rest]:
         logits, after, rest = call(graph_train, parameters, rest, inputs)
         if after != graph_train:
             raise _Unfit(
@@ -222,10 +280,10 @@ def _as_functions(
             )
         return logits, rest
 
-    def apply(parameters: PyTree, rest: PyTree, inputs: Inputs) -> Logits:
+    def apply(parameters: PyTree, rest: Rest, inputs: Inputs) -> Logits:
         return call(graph_eval, parameters, rest, inputs)[0]
 
-    return Model(init, apply_train, apply, classes)
+    return Model(make, apply_train, apply, classes)
 
 
 def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
@@ -242,7 +300,7 @@ def _check_calls(model: Model, inputs: jax.ShapeDtypeStruct) -> None:
     """Trace both modes, without computing: logits of the right shape, a stable state."""
     parameters, rest = jax.eval_shape(model.init, jax.random.key(0))
     if not jax.tree.leaves(parameters):
-        raise _Unfit("has no nnx.Param, so there is nothing to train")
+        raise _Unfit("has no nnx.Param that is not frozen, so there is nothing to train")
     logits, after = jax.eval_shape(model.apply_train, parameters, rest, inputs)
     for found in (logits, jax.eval_shape(model.apply, parameters, rest, inputs)):
         seen, expected = getattr(found, "shape", type(found).__name__), (2, model.classes)
@@ -300,7 +358,7 @@ def _is_by_example(model: Model, inputs: jax.ShapeDtypeStruct, vocabulary: int) 
             "lets the logits of an example depend on the others of its batch in evaluation, too; "
             "use nnx.BatchNorm or another layer that does so in training only"
         )
-    return trained and not jax.tree.leaves(rest)
+    return trained and not jax.tree.leaves(rest.variables)
 
 
 def _near(one: Array, other: Array) -> bool:

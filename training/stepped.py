@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +13,20 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt8, UInt32
 
 from training.arm import Arm
 from training.checkpoints import Reached, UnitCheckpoints
-from training.examples import Examples
 from training.orbax_files import require_folder
 from training.parallel import Launched, Layout, MemberProgram, wait_for
-from training.sweep import KEY, Finished, Sweeper, Task, packed_shape, unpacked
+from training.sweep import (
+    KEY,
+    Finished,
+    Shared,
+    Sweeper,
+    Task,
+    own_variables,
+    packed_shape,
+    unpacked,
+)
 from training.train import Steps, make_steps
-from training.variables import from_numbers, to_named, to_numbers
+from training.variables import from_numbers, to_numbers
 
 
 class SteppedSweeper(Sweeper):
@@ -33,11 +42,13 @@ class SteppedSweeper(Sweeper):
         self._every = every_steps
         self._units: dict[tuple[str, int], UnitCheckpoints] = {}
         self._progress = jax.eval_shape(
-            lambda key: self._steps_of(task.examples).begin(key), jax.random.key(0)
+            lambda key: self._steps_of(Shared(task.examples, task.model.initial)).begin(key),
+            jax.random.key(0),
         )
 
-    def _steps_of(self, examples: Examples) -> Steps:
-        return make_steps(self.task.recipe, self.task.model, examples, self.layout.microbatch)
+    def _steps_of(self, shared: Shared) -> Steps:
+        model = replace(self.task.model, initial=shared.variables)
+        return make_steps(self.task.recipe, model, shared.examples, self.layout.microbatch)
 
     @property
     def _progress_shapes(self) -> list[jax.ShapeDtypeStruct]:
@@ -45,44 +56,49 @@ class SteppedSweeper(Sweeper):
 
     @cached_property
     def _begin(self) -> MemberProgram:
-        def begin(examples: Examples, key: UInt32[Array, " 2"]) -> list[Array]:
-            return to_numbers(self._steps_of(examples).begin(jax.random.wrap_key_data(key)))
+        def begin(shared: Shared, key: UInt32[Array, " 2"]) -> list[Array]:
+            return to_numbers(self._steps_of(shared).begin(jax.random.wrap_key_data(key)))
 
-        return MemberProgram(begin, self._examples, (KEY,))
+        return MemberProgram(begin, self._shared, (KEY,))
 
     @cached_property
     def _training(self) -> MemberProgram:
+        count = len(self.task.examples)
+
         def advance(
-            examples: Examples,
+            shared: Shared,
             progress: list[Array],
             key: UInt32[Array, " 2"],
             packed: UInt8[Array, " b"],
             first: Int[Array, ""],
             last: Int[Array, ""],
         ) -> list[Array]:
-            before, mask = from_numbers(progress, self._progress), unpacked(packed, len(examples))
-            steps = self._steps_of(examples)
+            before, mask = from_numbers(progress, self._progress), unpacked(packed, count)
+            steps = self._steps_of(shared)
             return to_numbers(
                 steps.advance(before, jax.random.wrap_key_data(key), mask, first, last)
             )
 
         own = (self._progress_shapes, KEY, packed_shape(self.task))
-        return MemberProgram(advance, self._examples, own, (np.int32(0), np.int32(0)))
+        return MemberProgram(advance, self._shared, own, (np.int32(0), np.int32(0)))
 
     @cached_property
     def _end(self) -> MemberProgram:
+        count = len(self.task.examples)
+
         def end(
-            examples: Examples,
+            shared: Shared,
             progress: list[Array],
             key: UInt32[Array, " 2"],
             packed: UInt8[Array, " b"],
         ) -> dict[str, Array]:
-            after, mask = from_numbers(progress, self._progress), unpacked(packed, len(examples))
-            steps = self._steps_of(examples)
-            return to_named(steps.end(after, steps.begin(jax.random.wrap_key_data(key)), mask))
+            after, mask = from_numbers(progress, self._progress), unpacked(packed, count)
+            steps = self._steps_of(shared)
+            before = steps.begin(jax.random.wrap_key_data(key))
+            return own_variables(self.task.model, steps.end(after, before, mask))
 
         return MemberProgram(
-            end, self._examples, (self._progress_shapes, KEY, packed_shape(self.task))
+            end, self._shared, (self._progress_shapes, KEY, packed_shape(self.task))
         )
 
     def start(
@@ -129,7 +145,7 @@ class SteppedSweeper(Sweeper):
         stop: Callable[[], bool],
     ) -> Launched | None:
         """One launch after the other, so that the devices hold the progress of one."""
-        launches = list(self._examples.launches((keys, np.packbits(masks, axis=1))))
+        launches = list(self._shared.launches((keys, np.packbits(masks, axis=1))))
         shapes, structure = jax.tree.flatten(self._finished_shapes(keep))
         results = [np.zeros((len(launches), *one.shape), one.dtype) for one in shapes]
         launch, step = 0, 0
@@ -138,7 +154,7 @@ class SteppedSweeper(Sweeper):
             reached = checkpoints.newest([*map(np.asarray, progress), *results])
             if reached is not None:
                 launch, step = reached.launch, reached.step
-                progress = self._examples.place(reached.arrays[: len(progress)])
+                progress = self._shared.place(reached.arrays[: len(progress)])
                 results = reached.arrays[len(progress) :]
         while True:
             key, packed = launches[launch]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int, Key, UInt8, UInt32
 from training.arm import Arm, ArmSpec, Made, Report, Status, worst_status
 from training.errors import UserError
 from training.examples import Examples
-from training.models import Model
+from training.models import Model, State
 from training.outputs import OutputFunction
 from training.parallel import (
     LESS_MEMORY,
@@ -31,12 +31,11 @@ from training.seeds import root_key, training_keys
 from training.train import (
     EVALUATION_BLOCK,
     Recipe,
-    State,
     all_finite,
     make_evaluate,
     make_train,
 )
-from training.variables import from_named, to_named, to_numbers
+from training.variables import from_named, to_named
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,14 @@ class Design(Protocol):
         ...
 
 
+class Shared(NamedTuple):
+    """What all members of a program read; on every device, once."""
+
+    examples: Examples
+    variables: dict[str, Any]
+    """Of the model, by name: what members start from, or what none of them changes."""
+
+
 class Finished(NamedTuple):
     """Members that were trained, or only evaluated."""
 
@@ -132,15 +139,17 @@ class Sweeper:
     def __init__(self, task: Task, layout: Layout):
         self.task = task
         self.layout = layout
-        self.state = jax.eval_shape(_initial(task.model), jax.random.key(0))
+        self.state: State = jax.eval_shape(task.model.init, jax.random.key(0))
         """Shapes of what training gives."""
-        self.param_shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(to_named, self.state)
-        """Of a member's variables, by name."""
-        self._examples = Devices(layout, task.examples)
+        self.param_shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(
+            lambda state: own_variables(task.model, state), self.state
+        )
+        """Of the variables that a member has for itself, by name."""
+        self._shared = Devices(layout, Shared(task.examples, task.model.initial))
         self._evaluations = [
             MemberProgram(
                 _make_evaluation(task, self.state, layout.microbatch),
-                Devices(layout, targets),
+                Devices(layout, Shared(targets, _common(task.model))),
                 (self.param_shapes, packed_shape(task)),
             )
             for targets in _panels(task.targets, task.panels)
@@ -151,13 +160,14 @@ class Sweeper:
         task, microbatch = self.task, self.layout.microbatch
 
         def member(
-            examples: Examples, key: UInt32[Array, " 2"], packed: UInt8[Array, " bytes"]
+            shared: Shared, key: UInt32[Array, " 2"], packed: UInt8[Array, " bytes"]
         ) -> dict[str, Array]:
-            train = make_train(task.recipe, task.model, examples, microbatch)
-            mask = unpacked(packed, len(examples))
-            return to_named(train(jax.random.wrap_key_data(key), mask))
+            model = replace(task.model, initial=shared.variables)
+            train = make_train(task.recipe, model, shared.examples, microbatch)
+            mask = unpacked(packed, len(shared.examples))
+            return own_variables(task.model, train(jax.random.wrap_key_data(key), mask))
 
-        return MemberProgram(member, self._examples, (KEY, packed_shape(task)))
+        return MemberProgram(member, self._shared, (KEY, packed_shape(task)))
 
     def start(
         self, keys: UInt32[np.ndarray, "m 2"], masks: Bool[np.ndarray, "m n"], *, keep: bool = False
@@ -170,7 +180,7 @@ class Sweeper:
             keep: whether their parameters are wanted, too.
         """
         results = []
-        for key, packed in self._examples.launches((keys, np.packbits(masks, axis=1))):
+        for key, packed in self._shared.launches((keys, np.packbits(masks, axis=1))):
             results.append(self._finished(self._training.run((key, packed)), packed, keep))
         return Launched(results, len(keys))
 
@@ -184,7 +194,7 @@ class Sweeper:
             masks: the examples they kept.
             panels: on which targets.
         """
-        launches = self._examples.launches((params, np.packbits(masks, axis=1)))
+        launches = self._shared.launches((params, np.packbits(masks, axis=1)))
         results = [Finished(self._reports(own, packed, panels), {}) for own, packed in launches]
         return Launched(results, len(masks))
 
@@ -265,23 +275,28 @@ def unpacked(packed: UInt8[Array, " bytes"], count: int) -> Bool[Array, " n"]:
 
 def param_bytes(model: Model) -> int:
     """What the kept parameters of one member take."""
-    state = jax.eval_shape(lambda key: to_numbers(_initial(model)(key)), jax.random.key(0))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in state)
+    own = jax.eval_shape(lambda key: own_variables(model, model.init(key)), jax.random.key(0))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in own.values())
 
 
-def _initial(model: Model) -> Callable[[Key[Array, ""]], State]:
-    return lambda key: State(*model.init(key))
+def own_variables(model: Model, state: State) -> dict[str, Array]:
+    """The variables of a member by name, without those that all members share."""
+    return {name: value for name, value in to_named(state).items() if name not in model.common}
+
+
+def _common(model: Model) -> dict[str, Any]:
+    """The variables that all members share, by name."""
+    return {name: model.initial[name] for name in sorted(model.common)}
 
 
 def _make_evaluation(task: Task, like: State, microbatch: int) -> Callable[..., Report]:
     # Where pieces of a batch are what fits, more targets at once would not.
     block = microbatch or EVALUATION_BLOCK
 
-    def member(
-        targets: Examples, params: dict[str, Array], packed: UInt8[Array, " bytes"]
-    ) -> Report:
-        state, mask = from_named(params, like), unpacked(packed, len(task.examples))
-        evaluate = make_evaluate(task.recipe, task.model, targets, task.output, block)
+    def member(shared: Shared, params: dict[str, Array], packed: UInt8[Array, " bytes"]) -> Report:
+        state = from_named(shared.variables | params, like)
+        mask = unpacked(packed, len(task.examples))
+        evaluate = make_evaluate(task.recipe, task.model, shared.examples, task.output, block)
         outputs = evaluate(state).astype(jnp.float32)
         finite = all_finite(state) & jnp.isfinite(outputs).all()
         status = jnp.where(mask.any(), Status.OK.value, Status.EMPTY_MASK.value)

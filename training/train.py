@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
 from training.augment import augment
 from training.examples import Examples, Normaliser
-from training.models import Model
+from training.models import Model, State
 from training.optim import OptimConfig, make_optimizer
 from training.outputs import OutputFunction
 
@@ -23,13 +23,6 @@ class Recipe:
 
     optim: OptimConfig
     normalise: Normaliser
-
-
-class State(NamedTuple):
-    """A trained member: what the optimiser moved, and the model's other variables."""
-
-    parameters: PyTree
-    rest: PyTree
 
 
 class _Batch(NamedTuple):
@@ -183,7 +176,7 @@ def _make_parts(recipe: Recipe, model: Model, examples: Examples, microbatch: in
 
     def begin(key: Key[Array, ""]) -> Progress:
         init_key, _ = jax.random.split(key)
-        initial = State(*model.init(init_key))
+        initial = model.init(init_key)
         return Progress(initial, optimizer.init(initial.parameters))
 
     def batches(key: Key[Array, ""], mask: Bool[Array, " n"]) -> _Batch:

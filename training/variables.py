@@ -1,10 +1,11 @@
 """Trees of variables as plain numbers: what programs hand on to one another, and what is stored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import GetAttrKey
 from jaxtyping import Array, PyTree
 
@@ -26,15 +27,24 @@ def from_numbers(numbers: Sequence[Array], like: PyTree) -> PyTree:
 
 def to_named(tree: PyTree) -> dict[str, Array]:
     """`to_numbers` by the name of each variable in its module, as in "first.convolution.kernel"."""
-    return dict(zip(_names(tree), to_numbers(tree), strict=True))
+    return dict(zip(names(tree), to_numbers(tree), strict=True))
 
 
-def from_named(numbers: dict[str, Array], like: PyTree) -> PyTree:
+def from_named(numbers: Mapping[str, Array], like: PyTree) -> PyTree:
     """What `to_named` was given, from what it returned and any tree of the same shape."""
-    return from_numbers([numbers[name] for name in _names(like)], like)
+    return from_numbers([numbers[name] for name in names(like)], like)
 
 
-def _names(tree: PyTree) -> list[str]:
+def with_named(tree: PyTree, values: Mapping[str, Array | np.ndarray]) -> PyTree:
+    """The same tree with some of its variables, by name, replaced."""
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = zip(names(tree), leaves, strict=True)
+    replaced = [jnp.asarray(values[n]) if n in values else leaf for n, leaf in pairs]
+    return jax.tree.unflatten(structure, replaced)
+
+
+def names(tree: PyTree) -> list[str]:
+    """The name of each variable of a tree in its module."""
     # Attributes are those of the containers, which say nothing of the variable.
     return [
         jax.tree_util.keystr(
