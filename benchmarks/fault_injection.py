@@ -1,8 +1,10 @@
 """Claim: nothing that a sweep finished is ever lost, changed or mixed, whatever happens to it.
 
-Real processes of `accomplice sweep` are killed at random moments, asked to stop, started twice, run
-as shards of which some die, lose a node of their cluster, and run out of disk. Afterwards the bank
-must hold the bytes of one that nothing happened to (done-records may differ in time and host).
+Real processes of `accomplice sweep` are killed at random moments (also while they save
+checkpoints), asked to stop, started twice, run as shards of which some die, lose a node of their
+cluster, and run out of disk. Afterwards the bank must hold the bytes of one that nothing happened
+to (done-records may differ in time and host). Whoever reads it on the way sees finished units, as
+they will stay.
 """
 
 import argparse
@@ -51,6 +53,7 @@ class Trial:
 
     def __init__(self, folder: Path, members: int, steps: int = 200):
         self.folder = folder
+        self.folder.mkdir(exist_ok=True)
         self.config = folder / "trial.toml"
         self.config.write_text(CONFIG.format(members=members, steps=steps))
 
@@ -64,6 +67,17 @@ class Trial:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def call(self, *words: str) -> dict[str, Any]:
+        """Exit code and last line of any command."""
+        done = subprocess.run(
+            [sys.executable, "-m", "influence.cli", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = (done.stdout + done.stderr).strip().splitlines()
+        return {"exit_code": done.returncode, "said": said[-1]}
 
     def finish(self, out: Path, *options: str) -> float:
         """Sweep to the end; seconds."""
@@ -100,13 +114,19 @@ def finished_units(out: Path) -> set[tuple[str, int]]:
 
 
 def stop_at_random(
-    trial: Trial, whole: Path, out: Path, times: int, number: signal.Signals, longest: float
+    trial: Trial,
+    whole: Path,
+    out: Path,
+    times: int,
+    number: signal.Signals,
+    longest: float,
+    *options: str,
 ) -> dict[str, Any]:
     """Signal the sweep at random moments, several times in a row, then let it finish."""
     rng = random.Random(0)
-    lost, stopped, units, codes = 0, 0, set(), set()
+    lost, stopped, cut_saves, units, codes = 0, 0, 0, set(), set()
     while stopped < times:
-        process = trial.start(out)
+        process = trial.start(out, *options)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.0, longest))
         process.send_signal(number)
@@ -119,12 +139,15 @@ def stop_at_random(
         codes.add(process.returncode)
         assert process.returncode in (-number, 128 + number), said
         stopped += 1
+        # What orbax had not renamed yet.
+        cut_saves += any(out.rglob("*orbax-checkpoint-tmp*"))
         now = finished_units(out)
         lost += len(units - now)
         units = now
-    resumed = trial.finish(out)
+    resumed = trial.finish(out, *options)
     return {
         "stopped": stopped,
+        "inside_a_save": cut_saves,
         "exit_codes": sorted(codes),
         "units_lost": lost,
         "identical": bank_bytes(out) == bank_bytes(whole),
@@ -179,19 +202,65 @@ def lost_node(trial: Trial, whole: Path, out: Path) -> dict[str, Any] | None:
     }
 
 
+def read_while_written(trial: Trial, whole: Path, out: Path) -> dict[str, Any]:
+    """Finished units of a sweep that goes on, read over and over, compared with the whole bank."""
+    expected = {name: arm.read() for name, arm in Bank.open(whole).arms.items()}
+    process = trial.start(out)
+    reads, differ = 0, 0
+    while process.poll() is None:
+        for name, unit in sorted(finished_units(out)):
+            arm = Bank.open(out).arm(name)
+            cut = arm.spec.unit_slice(unit)
+            found = arm.read(cut)
+            reads += 1
+            differ += any(
+                (one != other[cut]).any() for one, other in zip(found, expected[name], strict=True)
+            )
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    return {
+        "units_read": reads,
+        "differ": differ,
+        "identical": bank_bytes(out) == bank_bytes(whole),
+    }
+
+
+def read_only(trial: Trial, whole: Path, place: Path) -> dict[str, Any] | None:
+    """Commands on a run directory that may not be written; None: not permitted."""
+    if os.geteuid() != 0:
+        return None
+    with small_disk(place) as remount:
+        remount("size=1g")
+        complete, partial = (
+            shutil.copytree(whole, place / name) for name in ("complete", "partial")
+        )
+        next(partial.rglob("done/*.json")).unlink()
+        remount("ro")
+        calls = {
+            "status": ["status", str(complete)],
+            "export": ["export", str(complete), "--to", "npz", "--out", str(trial.folder / "npz")],
+            "sweep of a complete bank": ["sweep", str(complete)],
+            "sweep": ["sweep", str(partial)],
+            "fit": ["fit", str(complete)],
+        }
+        found = {name: trial.call(*words) for name, words in calls.items()}
+        remount("rw")
+        return found
+
+
 def full_disk(trial: Trial, whole: Path, place: Path) -> dict[str, Any] | None:
     """A disk that fills up during the sweep, and is given more room; None: not permitted."""
     if os.geteuid() != 0:
         return None
     needed = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
-    with small_disk(place) as resize:
+    with small_disk(place) as remount:
         # Enough by the sweep's own count, and too little for so many small files.
-        resize(2 * needed)
+        remount(f"size={2 * needed}")
         out = place / "run"
         process = trial.start(out)
         _, said = process.communicate()
         before = finished_units(out)
-        resize(100 * needed)
+        remount(f"size={100 * needed}")
         trial.finish(out)
         return {
             "exit_code": process.returncode,
@@ -203,13 +272,13 @@ def full_disk(trial: Trial, whole: Path, place: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def small_disk(place: Path) -> Iterator[Callable[[int], Any]]:
-    """A file system in memory that can be resized; needs the right to mount one."""
+def small_disk(place: Path) -> Iterator[Callable[[str], Any]]:
+    """A file system in memory that can be mounted anew; needs the right to mount one."""
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
     try:
-        yield lambda size: subprocess.run(
-            ["mount", "-o", f"remount,size={size}", str(place)], check=True
+        yield lambda option: subprocess.run(
+            ["mount", "-o", f"remount,{option}", str(place)], check=True
         )
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
@@ -281,7 +350,16 @@ def main() -> None:
                 trial, whole, folder / number.name, count, number, longest
             )
             print(number.name, results[number.name], flush=True)
+        long, saved = Trial(folder / "long", members=16, steps=2000), folder / "saved"
+        save = ("--checkpoint.every-steps", "10")
+        long.finish(saved, *save)
+        results["checkpoints"] = stop_at_random(
+            long, saved, folder / "checkpoints", times, signal.SIGKILL, 2 * longest, *save
+        )
+        print("checkpoints", results["checkpoints"], flush=True)
         scenarios = {
+            "read_while_written": lambda out: read_while_written(trial, whole, out),
+            "read_only": lambda out: read_only(trial, whole, out),
             "dead_shards": lambda out: dead_shards(trial, whole, out),
             "same_shard_twice": lambda out: same_shard_twice(trial, whole, out),
             "lost_node": lambda out: lost_node(trial, whole, out),

@@ -3,7 +3,7 @@
 Works on anyone's (masks, outputs) arrays, wherever they came from.
 """
 
-from datamodels.additive import AdditiveDatamodel, FitDiagnostics, fit
+from datamodels.additive import AdditiveDatamodel, FitDiagnostics, Prepared, fit, prepare
 from datamodels.design import Bernoulli, Listed
 from datamodels.marginal import Estimate, Marginal, marginal
 from datamodels.metrics import ceiling, lds, noise_variance, r2
@@ -15,10 +15,12 @@ __all__ = [
     "FitDiagnostics",
     "Listed",
     "Marginal",
+    "Prepared",
     "ceiling",
     "fit",
     "lds",
     "marginal",
     "noise_variance",
+    "prepare",
     "r2",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from datamodels.metrics import r2
-from datamodels.solver import largest_lam, moments, select, solve, step_size
+from datamodels.solver import Regressors, largest_lam, moments, regressors, select, solve
 
 LAM_FRACTIONS = np.geomspace(1.0, 0.03, 16)
 """The path of penalties tried, as shares of each target's largest useful one."""
@@ -74,12 +74,63 @@ def fit(
         ValueError: shapes that do not match, too few rows, outputs that are not finite.
     """
     masks, outputs = np.asarray(masks), np.asarray(outputs)
+    _check_shapes(masks, outputs)
+    return prepare(masks, validation_share=validation_share).fit(outputs)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What any number of targets share: the masks, and all that follows from them alone.
+
+    For outputs that do not fit into memory, a block of targets at a time.
+    """
+
+    masks: Bool[np.ndarray, "m g"]
+    held: int
+    """Rows, the last ones, that choose lam."""
+    choosing: Regressors
+    """Of the other rows."""
+    whole: Regressors
+
+    def fit(self, outputs: Float[np.ndarray, "m t"]) -> AdditiveDatamodel:
+        """The datamodels of some targets; errors as in `datamodels.fit`."""
+        _check_shapes(self.masks, outputs)
+        _check_finite(outputs)
+        fraction, start, validation_r2 = _choose(self, outputs)
+        problem = moments(self.whole, outputs)
+        lam = fraction * largest_lam(problem)
+        tolerance = CERTIFIED / 2
+        solution = solve(problem, lam, start=start, tolerance=tolerance, step=self.whole.step)
+        intercept = problem.mean_output - problem.mean_mask @ solution.weights
+        diagnostics = FitDiagnostics(lam, solution.relative_gap, validation_r2)
+        return AdditiveDatamodel(intercept.astype(np.float32), solution.weights, diagnostics)
+
+
+def prepare(masks: Bool[np.ndarray, "m g"], *, validation_share: float = 0.2) -> Prepared:
+    """Begin a fit of any number of targets; arguments and errors as of `fit`."""
+    if masks.dtype != np.bool_:
+        raise ValueError(f"masks must be bool (True = kept), got {masks.dtype}")
+    if len(masks) < 4 or not 0 < validation_share < 1:
+        raise ValueError(
+            f"{len(masks)} rows and validation_share = {validation_share}; at least 4 rows and a "
+            f"share between 0 and 1 are needed"
+        )
+    held = int(np.clip(round(validation_share * len(masks)), 2, len(masks) - 2))
+    return Prepared(masks, held, regressors(masks[:-held]), regressors(masks))
+
+
+def _check_shapes(masks: np.ndarray, outputs: np.ndarray) -> None:
     if masks.ndim != 2 or outputs.ndim != 2 or len(masks) != len(outputs):
         raise ValueError(
             f"masks (m, g) and outputs (m, t) must share m, got {masks.shape}, {outputs.shape}"
         )
-    if masks.dtype != np.bool_:
-        raise ValueError(f"masks must be bool (True = kept), got {masks.dtype}")
+    if masks.shape[1] == 0 or outputs.shape[1] == 0:
+        raise ValueError(
+            f"masks {masks.shape} and outputs {outputs.shape} need at least one group and target"
+        )
+
+
+def _check_finite(outputs: np.ndarray) -> None:
     finite = np.isfinite(outputs)
     if not finite.all():
         row, target = np.argwhere(~finite)[0]
@@ -87,37 +138,21 @@ def fit(
             f"outputs hold {outputs[row, target]} in row {row}, target {target}; leave members "
             f"that are not finite out"
         )
-    if masks.shape[1] == 0 or outputs.shape[1] == 0:
-        raise ValueError(
-            f"masks {masks.shape} and outputs {outputs.shape} need at least one group and target"
-        )
-    if len(masks) < 4 or not 0 < validation_share < 1:
-        raise ValueError(
-            f"{len(masks)} rows and validation_share = {validation_share}; at least 4 rows and a "
-            f"share between 0 and 1 are needed"
-        )
-    held = int(np.clip(round(validation_share * len(masks)), 2, len(masks) - 2))
-    fraction, start, validation_r2 = _choose(masks, outputs, held)
-    whole = moments(masks, outputs)
-    lam = fraction * largest_lam(whole)
-    solution = solve(whole, lam, start=start, tolerance=CERTIFIED / 2)
-    intercept = whole.mean_output - whole.mean_mask @ solution.weights
-    diagnostics = FitDiagnostics(lam, solution.relative_gap, validation_r2)
-    return AdditiveDatamodel(intercept.astype(np.float32), solution.weights, diagnostics)
 
 
 def _choose(
-    masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "m t"], held: int
+    prepared: Prepared, outputs: Float[np.ndarray, "m t"]
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, "g t"], Float[np.ndarray, " t"]]:
     """Per target: best share of the largest lam, the weights there, and their validation R2.
 
     A target leaves the path once several penalties in a row did not help it: small ones are by far
     the dearest to solve, above all with fewer masks than groups, and few targets need them.
     """
-    problem = moments(masks[:-held], outputs[:-held])
-    unseen = masks[-held:] - problem.mean_mask.astype(np.float32)
+    held = prepared.held
+    problem = moments(prepared.choosing, outputs[:-held])
+    unseen = prepared.masks[-held:] - problem.mean_mask.astype(np.float32)
     actual = outputs[-held:] - problem.mean_output.astype(np.float32)
-    step, top = step_size(problem.gram), largest_lam(problem)
+    step, top = prepared.choosing.step, largest_lam(problem)
     best_error = np.full(outputs.shape[1], np.inf)
     best_position = np.zeros(outputs.shape[1], np.int64)
     best_weights = np.zeros(problem.correlation.shape, np.float32)

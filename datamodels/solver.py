@@ -44,11 +44,23 @@ class Factored:
 Gram = Float[np.ndarray, "g g"] | Factored
 
 
+class Regressors(NamedTuple):
+    """All that the lasso needs of the masks, whatever the outputs, in float64."""
+
+    centred: Float[np.ndarray, "m g"]
+    """Z/sqrt(m)"""
+    mean_mask: Float[np.ndarray, " g"]
+    gram: Gram
+    """Z'Z/m; factored where the masks are fewer than half the groups, as that is cheaper."""
+    step: float
+    """From `step_size`."""
+
+
 class Moments(NamedTuple):
     """All that the lasso needs of masks and outputs, in float64."""
 
     gram: Gram
-    """Z'Z/m; factored where the masks are fewer than half the groups, as that is cheaper."""
+    """As in `Regressors`."""
     correlation: Float[np.ndarray, "g t"]
     """Z'y/m"""
     energy: Float[np.ndarray, " t"]
@@ -88,21 +100,26 @@ class _State(NamedTuple):
     iteration: Int[Array, ""]
 
 
-def moments(masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "m t"]) -> Moments:
+def regressors(masks: Bool[np.ndarray, "m g"]) -> Regressors:
+    """What the masks give, once for any number of targets."""
+    mean = masks.mean(0, dtype=np.float64)
+    centred = (masks - mean) / np.sqrt(len(masks))
+    few = 2 * len(masks) < masks.shape[1]
+    gram = Factored(centred) if few else centred.T @ centred
+    return Regressors(centred, mean, gram, step_size(gram))
+
+
+def moments(masks: Regressors, outputs: Float[np.ndarray, "m t"]) -> Moments:
     """Centred second moments, accumulated in float64."""
-    count = len(masks)
-    mean_mask = masks.mean(0, dtype=np.float64)
     mean_output = outputs.mean(0, dtype=np.float64)
-    centred_masks = (masks - mean_mask) / np.sqrt(count)
     # Of a constant output rounding would leave noise that the solver takes for a signal.
     constant = (outputs == outputs[0]).all(0)
-    centred_outputs = np.where(constant, 0, outputs - mean_output) / np.sqrt(count)
-    few = 2 * count < masks.shape[1]
+    centred_outputs = np.where(constant, 0, outputs - mean_output) / np.sqrt(len(outputs))
     return Moments(
-        Factored(centred_masks) if few else centred_masks.T @ centred_masks,
-        centred_masks.T @ centred_outputs,
+        masks.gram,
+        masks.centred.T @ centred_outputs,
         np.square(centred_outputs).sum(0),
-        mean_mask,
+        masks.mean_mask,
         mean_output,
     )
 

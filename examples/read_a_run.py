@@ -23,12 +23,14 @@ print(f"accuracy, retrained with and without them: {before:.3f}, {after:.3f}")
 order = np.argsort(scores["rank"])[:5]
 print("most suspicious ids:", [scores["id"][i] for i in order])
 
+# (examples, targets), in output units; read as far as it is used.
+weights = np.load(run / "datamodel" / "weights.npy", mmap_mode="r")
 with np.load(run / "datamodel" / "additive.npz") as datamodel:
-    weights = datamodel["weights"]  # (examples, targets), in output units
-target = manifest["target_ids"].index(next(t for t in manifest["target_ids"] if "clean" in t))
+    targets = datamodel["target_ids"].tolist()
+target = next(column for column, name in enumerate(targets) if "clean" in name)
 strongest = int(np.argmax(np.abs(weights[:, target])))
 print(
-    f"target {manifest['target_ids'][target]} depends most on example "
+    f"target {targets[target]} depends most on example "
     f"{manifest['example_ids'][strongest]}: keeping it changes the output by "
     f"{weights[strongest, target]:+.2f}"
 )

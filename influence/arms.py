@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from datamodels.design import Bernoulli
 from influence.config import Config
 from influence.experiment import Experiment
-from training.arm import ArmSpec, Rows
+from influence.members import Members
+from training.arm import Arm, ArmSpec
 from training.bank import Bank, Manifest
 from training.errors import UserError
 from training.parallel import local_layout
@@ -110,7 +111,7 @@ def _positions(ids: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " t
     return np.array([order[id] for id in wanted])
 
 
-def read_arms(bank: Bank, experiment: Experiment) -> tuple[Rows, Rows | None]:
+def read_arms(bank: Bank, experiment: Experiment) -> tuple[Members, Members | None]:
     """The members of (the main arm, the replicates if there are any), each unit checked.
 
     Outputs are in the order of the experiment's targets.
@@ -119,14 +120,30 @@ def read_arms(bank: Bank, experiment: Experiment) -> tuple[Rows, Rows | None]:
         UserError: units are missing or damaged, or masks are not those of the design.
     """
     columns = _positions(bank.target_ids, experiment.targets.ids)
-    arms = {}
-    for name, design in designs(experiment.config).items():
-        rows, spec = bank.arm(name).read(), bank.arm(name).spec
-        root, members = root_key(spec.seed, spec.stream), np.arange(spec.members)
-        if (design.masks(root, members, spec.groups) != rows.masks).any():
+    found = {
+        name: _members(bank.arm(name), design, columns)
+        for name, design in designs(experiment.config).items()
+    }
+    return found["main"], found.get("replicates")
+
+
+def _members(arm: Arm, design: Bernoulli, columns: Int[np.ndarray, " t"]) -> Members:
+    masks, spec = arm.read_masks(), arm.spec
+    root = root_key(spec.seed, spec.stream)
+    for unit in range(spec.units):
+        if (
+            design.masks(root, spec.unit_rows(unit), spec.groups) != masks[spec.unit_slice(unit)]
+        ).any():
             raise UserError(
-                f"{bank.store}: the masks of {name} are not those of its design, so they come from "
-                f"another version of the code or of JAX; sweep again into another --out"
+                f"{arm.store}: its masks are not those of its design, so they come from another "
+                f"version of the code or of JAX; sweep again into another --out"
             )
-        arms[name] = rows._replace(outputs=rows.outputs[:, columns])
-    return arms["main"], arms.get("replicates")
+
+    def outputs(targets: slice) -> Float32[np.ndarray, "m b"]:
+        wanted = columns[targets]
+        # Targets that came later stand elsewhere in the bank, but seldom one by one.
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        parts = [arm.read_outputs(slice(int(run[0]), int(run[-1]) + 1)) for run in runs]
+        return np.concatenate(parts, axis=1)
+
+    return Members(masks, arm.read_status(), outputs)

@@ -1,58 +1,133 @@
 """What the stages write into a run directory, and read back."""
 
 import dataclasses
+import hashlib
+import math
+import shutil
 import zipfile
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 
 from datamodels.additive import AdditiveDatamodel, FitDiagnostics
 from influence.attribution import Quality
 from influence.audit import Scores, Suspicion
 from influence.experiment import Experiment
 from influence.run import Run
+from training.arm import TARGET_BLOCK
 from training.errors import UserError, reason
+from training.files import writing
 
 
-def save_datamodel(run: Run, model: AdditiveDatamodel, quality: Quality) -> None:
-    """Write weights, diagnostics and quality of every target."""
-    run.datamodel.parent.mkdir(exist_ok=True)
-    temporary = run.datamodel.with_suffix(".partial.npz")
-    np.savez(
-        temporary,
-        weights=model.weights,
-        intercept=model.intercept,
-        **dataclasses.asdict(model.diagnostics),
-        **quality._asdict(),
+@dataclass(frozen=True)
+class StoredDatamodel:
+    """The datamodels of a run; their weights are read a block of targets at a time."""
+
+    run: Run
+    diagnostics: FitDiagnostics
+    quality: Quality
+    digests: tuple[str, ...]
+    """Of the weights of each block of targets."""
+
+    def weights(self, targets: slice) -> Float32[np.ndarray, "g b"]:
+        """The weights of some targets.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        first = targets.start // TARGET_BLOCK
+        stored, parts = self._weights, []
+        for number in range(first, math.ceil(targets.stop / TARGET_BLOCK)):
+            columns = slice(number * TARGET_BLOCK, (number + 1) * TARGET_BLOCK)
+            part = np.array(stored[:, columns])
+            if _digest(part) != self.digests[number]:
+                raise _damaged(self.run, "its weights do not match their digest")
+            parts.append(part)
+        start = targets.start - first * TARGET_BLOCK
+        return np.concatenate(parts, axis=1)[:, start : start + targets.stop - targets.start]
+
+    @property
+    def _weights(self) -> np.ndarray:
+        try:
+            return np.load(self.run.weights, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise _damaged(self.run, reason(error)) from error
+
+
+def _damaged(run: Run, why: str) -> UserError:
+    return UserError(
+        f"{run.datamodel.parent} is damaged ({why}); run again: accomplice fit {run.path}"
     )
-    temporary.replace(run.datamodel)
 
 
-def load_datamodel(run: Run) -> tuple[AdditiveDatamodel, Quality]:
-    """The fitted datamodels and their quality.
+def save_datamodel(
+    run: Run,
+    groups: int,
+    target_ids: Sequence[str],
+    parts: Iterable[tuple[AdditiveDatamodel, Quality]],
+) -> None:
+    """Write the datamodels of one block of `TARGET_BLOCK` targets after the other.
+
+    They take the place of older ones when all are written.
+    """
+    folder = run.datamodel.parent
+    partial = folder.with_name(folder.name + ".partial")
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        with (partial / run.weights.name).open("wb") as file:
+            joined = _write_weights(file, (groups, len(target_ids)), parts)
+        np.savez(partial / run.datamodel.name, target_ids=np.array(target_ids), **joined)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def _write_weights(
+    file: BinaryIO,
+    shape: tuple[int, int],
+    parts: Iterable[tuple[AdditiveDatamodel, Quality]],
+) -> dict[str, Any]:
+    """Write the weights as they come; returns all else, of all targets."""
+    # Each target's weights together, as they are made and read. A memory-mapped file would do, but
+    # where the disk is full it ends the process.
+    header = {"descr": "<f4", "fortran_order": True, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    for model, quality in parts:
+        file.write(np.ascontiguousarray(model.weights.T).tobytes())
+        own = dataclasses.asdict(model.diagnostics) | quality._asdict()
+        own |= {"intercept": model.intercept, "weights_sha256": [_digest(model.weights)]}
+        for name, values in own.items():
+            columns[name].append(values)
+    return {name: np.concatenate(values) for name, values in columns.items()}
+
+
+def _digest(weights: Float32[np.ndarray, "g b"]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(weights.T).tobytes()).hexdigest()
+
+
+def load_datamodel(run: Run) -> StoredDatamodel:
+    """The fitted datamodels.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        return _read_datamodel(run.datamodel)
+        # Opened here, since numpy leaves a file open that is no archive.
+        with run.datamodel.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            names = [field.name for field in dataclasses.fields(FitDiagnostics)]
+            diagnostics = FitDiagnostics(**{name: stored[name] for name in names})
+            quality = Quality(*(stored[name] for name in Quality._fields))
+            digests = tuple(stored["weights_sha256"].tolist())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{run.datamodel} is damaged ({reason(error)}); run again: accomplice fit {run.path}"
-        ) from error
-
-
-def _read_datamodel(path: Path) -> tuple[AdditiveDatamodel, Quality]:
-    with np.load(path, allow_pickle=False) as stored:
-        diagnostics = FitDiagnostics(
-            **{field.name: stored[field.name] for field in dataclasses.fields(FitDiagnostics)}
-        )
-        model = AdditiveDatamodel(stored["intercept"], stored["weights"], diagnostics)
-        return model, Quality(*(stored[name] for name in Quality._fields))
+        raise _damaged(run, reason(error)) from error
+    return StoredDatamodel(run, diagnostics, quality, digests)
 
 
 def save_scores(
@@ -78,8 +153,9 @@ def save_scores(
         "planted": planted,
     }
     temporary = run.scores.with_suffix(".partial")
-    pq.write_table(pa.table(columns), temporary)
-    temporary.replace(run.scores)
+    with writing(run.scores):
+        pq.write_table(pa.table(columns), temporary)
+        temporary.replace(run.scores)
 
 
 def read_scores(run: Run) -> dict[str, np.ndarray]:

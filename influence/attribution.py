@@ -1,15 +1,16 @@
 """From a bank to datamodels: which rows may be used, the fit, and how good it is."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 import datamodels
-from datamodels.additive import CERTIFIED, AdditiveDatamodel
+from datamodels.additive import CERTIFIED, AdditiveDatamodel, FitDiagnostics
 from influence.config import FitConfig
 from influence.experiment import Targets
-from training.arm import Rows
+from influence.members import Members, target_blocks
 from training.errors import UserError
 
 
@@ -23,22 +24,22 @@ class Quality(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The usable members of the main arm: those that may be fitted, and those held out."""
+    """Which members of the main arm may be fitted, and which are held out; none that is lost."""
 
-    fitted: Rows
-    held_out: Rows
+    fitted: Bool[np.ndarray, " m"]
+    held_out: Bool[np.ndarray, " m"]
 
 
-def divide(main: Rows, config: FitConfig) -> Parts:
+def divide(main: Members, config: FitConfig) -> Parts:
     """The first `held_out` members are held out; members that are not finite are left out.
 
     Raises:
         UserError: more than half of the members are not finite, or too few are left.
     """
     first = np.arange(len(main.usable)) < config.held_out
-    held, rest = main.take(first & main.usable), main.take(~first & main.usable)
+    held, rest = first & main.usable, ~first & main.usable
     lost = int((~main.usable).sum())
-    if 2 * lost > len(main.usable) or len(held.masks) < 2 or len(rest.masks) < 4:
+    if 2 * lost > len(main.usable) or held.sum() < 2 or rest.sum() < 4:
         raise UserError(
             f"{lost} of {len(main.usable)} members are not finite, too many to fit; lower "
             f"optim.learning_rate and sweep into another --out"
@@ -46,57 +47,66 @@ def divide(main: Rows, config: FitConfig) -> Parts:
     return Parts(fitted=rest, held_out=held)
 
 
-def fit(parts: Parts, config: FitConfig) -> AdditiveDatamodel:
-    """The additive datamodels of all targets."""
-    return datamodels.fit(
-        parts.fitted.masks, parts.fitted.outputs, validation_share=config.validation_share
-    )
-
-
-def judge(model: AdditiveDatamodel, parts: Parts, replicates: Rows | None, seeds: int) -> Quality:
-    """R2 and LDS on the held-out members, and the ceiling from the replicates.
+def fit(
+    main: Members, replicates: Members | None, targets: int, config: FitConfig, seeds: int
+) -> Iterator[tuple[AdditiveDatamodel, Quality]]:
+    """The additive datamodels, and how good they are, a block of targets after the other.
 
     Args:
-        model: fitted on `parts.fitted`.
-        parts: of the main arm.
+        main: of which the first are held out, to judge the others' datamodels.
         replicates: `seeds` members a mask, one mask after the other; None where all members share
             one training key, so that there is no seed noise and no ceiling (NaN).
-        seeds: retrains of each mask.
+        targets: how many.
+        config: of the fit.
+        seeds: retrains of each mask of the replicates.
+
+    Raises:
+        UserError: as in `divide`.
     """
-    actual = parts.held_out.outputs
-    predicted = model.predict(parts.held_out.masks)
-    return Quality(
-        datamodels.r2(predicted, actual),
-        datamodels.lds(predicted, actual),
-        _ceiling(parts, replicates, seeds),
+    parts = divide(main, config)
+    prepared = datamodels.prepare(
+        main.masks[parts.fitted], validation_share=config.validation_share
     )
+    for block in target_blocks(slice(0, targets)):
+        outputs = main.outputs(block)
+        model = prepared.fit(outputs[parts.fitted])
+        actual = outputs[parts.held_out]
+        predicted = model.predict(main.masks[parts.held_out])
+        yield (
+            model,
+            Quality(
+                datamodels.r2(predicted, actual),
+                datamodels.lds(predicted, actual),
+                _ceiling(outputs[main.usable], replicates, seeds, block),
+            ),
+        )
 
 
-def _ceiling(parts: Parts, replicates: Rows | None, seeds: int) -> Float[np.ndarray, " t"]:
-    total = np.concatenate([parts.fitted.outputs, parts.held_out.outputs])
+def _ceiling(
+    outputs: Float[np.ndarray, "m b"], replicates: Members | None, seeds: int, block: slice
+) -> Float[np.ndarray, " b"]:
     if replicates is None:
-        return np.full(total.shape[1], np.nan)
-    outputs = np.where(replicates.usable[:, None], replicates.outputs, np.nan)
-    repeated = outputs.reshape(-1, seeds, outputs.shape[1])
+        return np.full(outputs.shape[1], np.nan)
+    repeated = np.where(replicates.usable[:, None], replicates.outputs(block), np.nan)
     several = replicates.usable.reshape(-1, seeds).sum(1) >= 2
-    return datamodels.ceiling(total, repeated[several])
+    return datamodels.ceiling(outputs, repeated.reshape(-1, seeds, outputs.shape[1])[several])
 
 
 def summary(
-    model: AdditiveDatamodel,
+    diagnostics: FitDiagnostics,
     quality: Quality,
     targets: Targets,
-    main: Rows,
-    replicates: Rows | None,
+    main: Members,
+    replicates: Members | None,
 ) -> dict[str, Any]:
     """The `fit` section of audit.json: means over the clean targets, then over each block."""
-    gap = model.diagnostics.relative_gap
-    blocks = {"train": targets.train, "clean": targets.clean, "incident": targets.incident}
+    gap = diagnostics.relative_gap
+    kinds = {"train": targets.train, "clean": targets.clean, "incident": targets.incident}
     return {
         **_means(quality, targets.clean),
         "by_targets": {
             name: _means(quality, block)
-            for name, block in blocks.items()
+            for name, block in kinds.items()
             if block.stop > block.start
         },
         "certified": float((gap <= CERTIFIED).mean()),

@@ -3,6 +3,7 @@
 Nothing here sees the truth about planted poison.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.stats import rankdata
 
 import datamodels
 from influence.experiment import Targets
-from training.arm import Rows
+from influence.members import Members, target_blocks
 
 
 class Scores(NamedTuple):
@@ -49,31 +50,61 @@ class Suspicion(NamedTuple):
         return self.blind if self.incident is None else self.incident
 
 
-def score(
-    rows: Rows, weights: Float[np.ndarray, "n t"], targets: Targets, higher_is_better: bool
-) -> Scores:
+Weights = Callable[[slice], Float[np.ndarray, "n b"]]
+"""Datamodel weights of some targets."""
+
+
+def score(main: Members, weights: Weights, targets: Targets, higher_is_better: bool) -> Scores:
     """All scores.
 
     Args:
-        rows: usable members of the main arm.
-        weights: datamodel weights of every target.
-        targets: which columns are training examples, clean targets and the incident.
+        main: usable members of the main arm.
+        weights: datamodel weights of some targets.
+        targets: which of them are training examples, clean targets and the incident.
         higher_is_better: False for an output such as the loss, which is then negated, so that
             every score reads as stated whatever the output.
     """
     sign = 1.0 if higher_is_better else -1.0
-    found = datamodels.marginal(rows.masks, sign * rows.outputs[:, targets.train])
-    incident = weights[:, targets.incident]
-    nothing = np.full(len(weights), np.nan)
+    own = [
+        _own_scores(main, weights, targets.train, block, sign)
+        for block in target_blocks(targets.train)
+    ]
+    out_of_bag, error, memorisation, memorisation_error, self_weight = (
+        np.concatenate(parts) for parts in zip(*own, strict=True)
+    )
     return Scores(
+        out_of_bag,
+        error,
+        memorisation,
+        memorisation_error,
+        self_weight,
+        sign * _mean_weight(weights, targets.clean, main.masks.shape[1]),
+        sign * _mean_weight(weights, targets.incident, main.masks.shape[1]),
+    )
+
+
+def _own_scores(
+    main: Members, weights: Weights, train: slice, block: slice, sign: float
+) -> tuple[Float[np.ndarray, " b"], ...]:
+    """The scores of some training examples that come from themselves as targets."""
+    examples = slice(block.start - train.start, block.stop - train.start)
+    found = datamodels.marginal(main.masks[:, examples], sign * main.outputs(block))
+    return (
         found.out_of_bag.value,
         found.out_of_bag.standard_error,
         found.memorisation.value,
         found.memorisation.standard_error,
-        sign * np.diagonal(weights[:, targets.train]),
-        sign * weights[:, targets.clean].mean(1),
-        sign * incident.mean(1) if incident.shape[1] else nothing,
+        sign * np.diagonal(weights(block)[examples]),
     )
+
+
+def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndarray, " n"]:
+    """Of every example, over some targets; NaN where there are none."""
+    total = np.zeros(groups)
+    for block in target_blocks(targets):
+        total += weights(block).sum(1, dtype=np.float64)
+    count = targets.stop - targets.start
+    return total / count if count else np.full(groups, np.nan)
 
 
 def suspect(scores: Scores) -> Suspicion:

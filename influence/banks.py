@@ -216,17 +216,22 @@ def _config_changes(run: Run, new: Config, growing: bool) -> list[tuple[str, Any
         return []
     old = read_config(run.config)
     return [
-        (f"{section}.{key}", value, dataclasses.asdict(getattr(new, section))[key])
-        for section in ("data", "poison", "model", "optim", "sweep")
-        for key, value in dataclasses.asdict(getattr(old, section)).items()
-        if value != dataclasses.asdict(getattr(new, section))[key]
-        and (section, key) not in FREE_KEYS
-        and not (
-            growing
-            and (section, key) in GROWING_KEYS
-            and dataclasses.asdict(getattr(new, section))[key] > value
-        )
+        (f"{section}.{key}", before, after)
+        for section in ("data", "poison", "model", "optim", "sweep", "checkpoint")
+        for key, before in dataclasses.asdict(getattr(old, section)).items()
+        if before != (after := dataclasses.asdict(getattr(new, section))[key])
+        and not _may_change((section, key), before, after, growing)
     ]
+
+
+def _may_change(key: tuple[str, str], before: Any, after: Any, growing: bool) -> bool:
+    """Whether a run may go on with another value of a key of the config."""
+    match key:
+        case ("checkpoint", "every_steps"):
+            return bool(before) == bool(after)
+        case ("data", "target_count") if not before:  # which stands for target_fraction
+            return False
+    return key in FREE_KEYS or (growing and key in GROWING_KEYS and after > before)
 
 
 def shown(value: Any) -> str:

@@ -66,15 +66,13 @@ def by_cell(
 
 
 def change(
-    cells: dict[str, Float[np.ndarray, "s t"]],
-    weights: Float[np.ndarray, "n t"],
-    flagged: Bool[np.ndarray, " n"],
+    cells: dict[str, Float[np.ndarray, "s t"]], predicted: Float[np.ndarray, " t"]
 ) -> Change:
     """Predicted beside measured change of each target."""
     context = cells["context_dropped"] - cells["context_kept"]
     all_kept = cells["after"] - cells["before"]
     return Change(
-        -weights[flagged].sum(0),
+        predicted,
         np.nanmean(context, 0),
         context,
         np.nanmean(all_kept, 0),

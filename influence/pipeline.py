@@ -118,12 +118,13 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     """Fit the datamodels and judge them on the held-out masks."""
     config = experiment.config
     main, replicates = read_arms(bank, experiment)
-    say(f"Fitting datamodels of {len(experiment.targets)} targets")
-    parts = attribution.divide(main, config.fit)
-    model = attribution.fit(parts, config.fit)
-    quality = attribution.judge(model, parts, replicates, config.sweep.replicate_seeds)
-    save_datamodel(run, model, quality)
-    summary = attribution.summary(model, quality, experiment.targets, main, replicates)
+    groups, targets = main.masks.shape[1], experiment.targets
+    say(f"Fitting datamodels of {len(targets)} targets")
+    seeds = config.sweep.replicate_seeds
+    parts = attribution.fit(main, replicates, len(targets), config.fit, seeds)
+    save_datamodel(run, groups, targets.ids, parts)
+    model = load_datamodel(run)
+    summary = attribution.summary(model.diagnostics, model.quality, targets, main, replicates)
     run.replace_audit(fit=summary | {"seeds": config.sweep.seeds})
 
 
@@ -133,10 +134,9 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.audit, "fit")
     config = experiment.config
     main, _ = read_arms(bank, experiment)
-    model, _ = load_datamodel(run)
     scores = score(
         main.take(main.usable),
-        model.weights,
+        load_datamodel(run).weights,
         experiment.targets,
         higher_is_better=config.sweep.output != "loss",
     )
@@ -173,6 +173,6 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     metrics = run.read_audit()
     if "verify" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
-    _, quality = load_datamodel(run)
+    quality = load_datamodel(run).quality
     change = verification.measure(run, experiment).change
     write_report(run, experiment, metrics, read_scores(run), quality, change)

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from training.arm import ArmSpec, Status
+from training.files import writing
 
 console = Console(stderr=True, soft_wrap=True)
 
@@ -68,7 +69,9 @@ def sweep_progress(
     started = said = time.monotonic()
     # The speed is that of the last hour: units may take minutes.
     bar = Progress(*columns, console=console, speed_estimate_period=3600)
-    with bar, log.open("a", encoding="utf-8") as file:
+    with writing(log):
+        file = log.open("a", encoding="utf-8")
+    with bar, file:
         task = bar.add_task(title, total=total, completed=total - left)
 
         def on_unit(unit: int, status: UInt8[np.ndarray, " u"]) -> None:
@@ -89,7 +92,8 @@ def sweep_progress(
                 "not_finite": int(np.sum(status == Status.NOT_FINITE)),
                 "seconds": round(now - started, 3),
             }
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+            with writing(log):  # in the thread of the one who calls
+                file.write(json.dumps(line) + "\n")
+                file.flush()
 
         yield on_unit

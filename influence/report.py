@@ -17,7 +17,7 @@ from influence.caveats import caveats
 from influence.counterfactual import Change
 from influence.experiment import Experiment
 from influence.run import Run
-from training.files import write_atomically
+from training.files import write_atomically, writing
 
 SHOWN_EXAMPLES = 100
 """Rows of the ranked table."""
@@ -65,7 +65,8 @@ def write_report(
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
     )
-    write_atomically(run.report, page.encode())
+    with writing(run.report):
+        write_atomically(run.report, page.encode())
 
 
 def _quality_plot(quality: Quality, clean: slice) -> str | None:

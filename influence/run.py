@@ -12,7 +12,7 @@ from typing import Any
 from influence.config import Config, write_toml
 from training.bank import Manifest
 from training.errors import UserError
-from training.files import write_atomically
+from training.files import write_atomically, writing
 
 
 class Run:
@@ -23,6 +23,7 @@ class Run:
         self.config = path / "config.toml"
         self.manifest = path / "manifest.json"
         self.datamodel = path / "datamodel" / "additive.npz"
+        self.weights = path / "datamodel" / "weights.npy"
         self.scores = path / "scores.parquet"
         self.audit = path / "audit.json"
         self.report = path / "report.html"
@@ -37,7 +38,8 @@ class Run:
     def replace_audit(self, **sections: Any) -> None:
         """Write audit.json anew: a stage drops what later stages made from older results."""
         text = json.dumps(_finite(sections), indent=1, allow_nan=False)
-        write_atomically(self.audit, (text + "\n").encode())
+        with writing(self.audit):
+            write_atomically(self.audit, (text + "\n").encode())
 
     def require(self, path: Path, stage: str) -> None:
         """Refuse to go on without what an earlier stage makes."""
@@ -91,7 +93,8 @@ def write_run(path: Path, config: Config, manifest: Manifest) -> Run:
     contents = {run.config: write_toml(config).encode(), run.manifest: manifest.to_bytes()}
     for file, content in contents.items():
         if file.read_bytes() != content:
-            write_atomically(file, content)
+            with writing(file):
+                write_atomically(file, content)
     return run
 
 

@@ -15,6 +15,7 @@ from influence.artifacts import load_datamodel, read_scores
 from influence.banks import bank_location, new_manifest
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
+from influence.members import target_blocks
 from influence.run import Run
 from training.arm import Arm, ArmSpec
 from training.bank import Bank, Panel
@@ -118,14 +119,15 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     ends = np.cumsum([len(block) for block in blocks.values()])[:-1]
     leads = dict(zip(blocks, np.split(values[..., 1], ends, axis=1), strict=True))
     targets = experiment.targets
-    chosen = np.r_[targets.clean, targets.incident]
-    cells = counterfactual.by_cell(values[:, : len(chosen), 0])
-    weights = load_datamodel(run)[0].weights[:, chosen]
+    kept = slice(targets.clean.start, targets.incident.stop)
+    cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0])
+    weights, flagged = load_datamodel(run).weights, read_scores(run)["flagged"]
+    predicted = [-weights(block)[flagged].sum(0) for block in target_blocks(kept)]
     return Verification(
         _share_correct(leads["clean"]),
         {a.name: _share_correct(leads[f"trial:{a.name}"]) for a in experiment.attacks},
         cells,
-        counterfactual.change(cells, weights, read_scores(run)["flagged"]),
+        counterfactual.change(cells, np.concatenate(predicted)),
         int((~rows.usable).sum()),
     )
 

@@ -1,5 +1,8 @@
 """Ranks, flags, detection metrics, the verification's plan: the parts without training."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from influence import attribution, counterfactual
+from influence import attribution, counterfactual, members
 from influence.audit import Scores, best_rank, flag, score, suspect
 from influence.caveats import caveats
 from influence.config import FitConfig
@@ -15,7 +18,8 @@ from influence.counterfactual import CELLS
 from influence.detection import detection_metrics
 from influence.detection import summary as detection_summary
 from influence.experiment import Targets
-from training.arm import Rows, Status
+from influence.members import Members
+from training.arm import Status
 from training.data import Table
 from training.errors import UserError
 from training.examples import Examples
@@ -75,15 +79,19 @@ def test_low_out_of_bag_high_memorisation_and_high_incident_weight_are_suspiciou
 
 def test_a_loss_is_negated_so_that_scores_read_the_same():
     rng = np.random.default_rng(0)
-    rows = Rows(
-        rng.random((40, 6)) < 0.5, rng.standard_normal((40, 9)).astype(np.float32),
-        np.zeros(40, np.uint8),
-    )  # fmt: skip
+    masks, outputs = rng.random((40, 6)) < 0.5, rng.standard_normal((40, 9)).astype(np.float32)
     weights = rng.standard_normal((6, 9)).astype(np.float32)
     blank = Examples(np.zeros((9, 2), np.float32), np.zeros(9, np.int32))
     targets = Targets(blank, ("",) * 9, slice(0, 6), slice(6, 8), slice(8, 9))
-    raised = score(rows, weights, targets, higher_is_better=True)
-    lowered = score(rows._replace(outputs=-rows.outputs), -weights, targets, higher_is_better=False)
+    raised, lowered = (
+        score(
+            members_of(masks, sign * outputs),
+            lambda block, sign=sign: sign * weights[:, block],
+            targets,
+            higher_is_better=sign > 0,
+        )
+        for sign in (1, -1)
+    )
     for first, second in zip(raised, lowered, strict=True):
         np.testing.assert_allclose(first, second)
 
@@ -208,55 +216,86 @@ def test_a_reader_is_warned_of_figures_that_mean_nothing(section, change, said):
     assert said in caveat
 
 
+def members_of(masks, outputs, status=None):
+    status = np.zeros(len(masks), np.uint8) if status is None else status
+    return Members(masks, status, lambda targets: outputs[:, targets])
+
+
 def make_bank(rows=60, groups=8, targets=3, seed=0):
     rng = np.random.default_rng(seed)
     masks = rng.random((rows, groups)) < 0.5
     outputs = masks @ rng.standard_normal((groups, targets))
-    return Rows(masks, outputs.astype(np.float32), np.zeros(rows, np.uint8))
+    return masks, outputs.astype(np.float32)
+
+
+def fitted(main, replicates=None, seeds=2, targets=3):
+    parts = list(attribution.fit(main, replicates, targets, FitConfig(held_out=20), seeds))
+    weights = np.concatenate([model.weights for model, _ in parts], axis=1)
+    joined = zip(*(quality for _, quality in parts), strict=True)
+    return weights, attribution.Quality(*map(np.concatenate, joined)), parts[0][0].diagnostics
 
 
 def test_held_out_members_never_reach_the_fit():
-    config = FitConfig(held_out=20)
-    rows = make_bank()
-    spoiled = rows._replace(outputs=rows.outputs.copy())
-    spoiled.outputs[:20] += 1000
-    first = attribution.fit(attribution.divide(rows, config), config)
-    second = attribution.fit(attribution.divide(spoiled, config), config)
-    np.testing.assert_array_equal(first.weights, second.weights)
+    masks, outputs = make_bank()
+    spoiled = outputs.copy()
+    spoiled[:20] += 1000
+    weights, *_ = fitted(members_of(masks, outputs))
+    np.testing.assert_array_equal(fitted(members_of(masks, spoiled))[0], weights)
 
 
 def test_members_that_are_not_finite_are_left_out_and_counted():
-    config = FitConfig(held_out=20)
-    rows = make_bank()
+    masks, outputs = make_bank()
+    status = np.zeros(60, np.uint8)
     for member in (3, 30, 31):
-        rows.status[member] = Status.NOT_FINITE
-        rows.outputs[member] = np.nan
-    parts = attribution.divide(rows, config)
-    assert (len(parts.held_out.masks), len(parts.fitted.masks)) == (19, 38)
-    model = attribution.fit(parts, config)
-    repeated = Rows(*(np.repeat(part, 2, axis=0) for part in make_bank(5, seed=1)))
-    quality = attribution.judge(model, parts, repeated, seeds=2)
+        status[member] = Status.NOT_FINITE
+        outputs[member] = np.nan
+    main = members_of(masks, outputs, status)
+    parts = attribution.divide(main, FitConfig(held_out=20))
+    assert (parts.held_out.sum(), parts.fitted.sum()) == (19, 38)
+    repeated = members_of(*(np.repeat(part, 2, axis=0) for part in make_bank(5, seed=1)))
+    _, quality, diagnostics = fitted(main, repeated)
     blank = Examples(np.zeros((3, 2), np.float32), np.zeros(3, np.int32))
     targets = Targets(blank, ("a", "b", "c"), slice(0, 2), slice(2, 3), slice(3, 3))
-    summary = attribution.summary(model, quality, targets, rows, repeated)
+    summary = attribution.summary(diagnostics, quality, targets, main, repeated)
     assert summary["not_finite"] == 3
     assert summary["r2"] > 0.95
     assert summary["ceiling"] == pytest.approx(1.0)
 
 
 def test_a_bank_of_diverged_members_is_refused():
-    rows = make_bank()
-    rows.status[:] = Status.NOT_FINITE
+    main = members_of(*make_bank(), np.full(60, Status.NOT_FINITE, np.uint8))
     with pytest.raises(UserError, match=r"60 of 60 members are not finite.*learning_rate"):
-        attribution.divide(rows, FitConfig(held_out=20))
+        attribution.divide(main, FitConfig(held_out=20))
 
 
 def test_lost_replicates_do_not_reach_the_ceiling():
-    config = FitConfig(held_out=20)
-    parts = attribution.divide(make_bank(), config)
-    model = attribution.fit(parts, config)
-    repeated = Rows(*(np.repeat(part, 3, axis=0) for part in make_bank(5, seed=1)))
-    repeated.status[:5] = Status.NOT_FINITE
-    repeated.outputs[:5] = np.inf
-    quality = attribution.judge(model, parts, repeated, seeds=3)
+    masks, outputs = (np.repeat(part, 3, axis=0) for part in make_bank(5, seed=1))
+    status = np.zeros(15, np.uint8)
+    status[:5] = Status.NOT_FINITE
+    outputs[:5] = np.inf
+    repeated = members_of(masks, outputs, status)
+    _, quality, _ = fitted(members_of(*make_bank()), repeated, seeds=3)
     np.testing.assert_allclose(quality.ceiling, 1.0)
+
+
+def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
+    """Fit, quality, scores and the weights on disk."""
+    rng = np.random.default_rng(0)
+    masks, outputs = make_bank(80, groups=10, targets=25)
+    outputs += rng.standard_normal(outputs.shape).astype(np.float32)
+    main = members_of(masks, outputs)
+    blank = Examples(np.zeros((25, 2), np.float32), np.zeros(25, np.int32))
+    targets = Targets(blank, ("",) * 25, slice(0, 10), slice(10, 22), slice(22, 25))
+
+    def everything():
+        weights, quality, _ = fitted(main, targets=25)
+        found = score(main, lambda block: weights[:, block], targets, higher_is_better=True)
+        return weights, quality, found
+
+    whole = everything()
+    monkeypatch.setattr(members, "TARGET_BLOCK", 7)
+    asked = []
+    read = main.outputs
+    main = dataclasses.replace(main, outputs=lambda block: asked.append(block) or read(block))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), everything(), whole)
+    assert max(block.stop - block.start for block in asked) == 7

@@ -36,6 +36,33 @@ def test_stopped_at_random_moments_a_sweep_loses_nothing(results, name, codes):
     assert set(found["exit_codes"]) <= codes
 
 
+def test_killed_while_it_saves_checkpoints_a_sweep_changes_no_bit(results):
+    found = results["checkpoints"]
+    assert found["stopped"] == 3
+    assert found["identical"]
+    assert found["exit_codes"] == [-9]
+
+
+def test_who_reads_a_bank_on_the_way_sees_what_will_stay(results):
+    found = results["read_while_written"]
+    assert found["units_read"] > 0
+    assert found["differ"] == 0
+    assert found["identical"]
+
+
+def test_a_run_that_may_not_be_written_is_read_or_refused_in_one_line(results):
+    found = results["read_only"]
+    if found is None:
+        pytest.skip("this user may not mount a file system")
+    codes = {name: call["exit_code"] for name, call in found.items()}
+    assert codes == {
+        "status": 0, "export": 0, "sweep of a complete bank": 0, "sweep": 2, "fit": 2,
+    }  # fmt: skip
+    for name in ("sweep", "fit"):
+        assert "cannot write" in found[name]["said"]
+        assert "Read-only file system" in found[name]["said"]
+
+
 def test_what_dead_shards_left_is_made_by_one_call(results):
     assert results["dead_shards"]["units_left"] > 0
     assert results["dead_shards"]["identical"]

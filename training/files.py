@@ -1,7 +1,27 @@
 """Files that are seen whole or not at all."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from training.errors import UserError, reason
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make what prevents a file or folder from being written one line.
+
+    Raises:
+        UserError: naming the path, in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({reason(error)}); free some space or make it writable, and run "
+            f"the same command again"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
