@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import urllib.request
 
 import numpy as np
@@ -98,6 +99,15 @@ def test_other_places_are_refused():
 def test_a_place_that_cannot_be_reached_is_named(service):
     with pytest.raises(UserError, match="cannot write s3://nobucket/x"):
         Store("s3://nobucket/x").write("a", b"one")
+
+
+def test_a_service_that_is_not_there_is_told_at_once(monkeypatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(UserError, match=f"no service at AWS_ENDPOINT_URL = {address}"):
+            Store("s3://bucket/x").read("manifest.json")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

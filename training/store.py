@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import tensorstore as ts
 
@@ -125,6 +127,8 @@ class Store:
     @cached_property
     def _files(self) -> Any:
         with self._told("open"):
+            if self._driver == "s3" and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+                _require_service(endpoint)
             return ts.KvStore.open(self._spec("")).result()
 
     def _spec(self, name: str) -> dict[str, Any]:
@@ -145,6 +149,21 @@ class Store:
             yield
         except FAILURES as error:
             raise UserError(f"cannot {action} {self.location} ({reason(error)})") from error
+
+
+@cache
+def _require_service(endpoint: str) -> None:
+    """See that somebody listens: tensorstore would try for minutes before it says so.
+
+    Raises:
+        OSError: nobody does.
+    """
+    url = urlsplit(endpoint)
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise OSError(f"no service at AWS_ENDPOINT_URL = {endpoint}: {error}") from error
 
 
 def seal(content: dict[str, Any]) -> bytes:
