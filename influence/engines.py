@@ -13,6 +13,7 @@ from influence.progress import say, sweep_progress
 from training.arm import Arm
 from training.bank import Bank
 from training.checkpoints import delete_finished
+from training.params import KeptParams
 from training.shards import WHOLE, Shard
 from training.sweep import Design, Task, sweep
 
@@ -43,6 +44,7 @@ def find_work(
     for title, (arm, design) in arms.items():
         own = units[arm.spec.name]
         delete_finished(arm)
+        KeptParams(arm).clean()
         found.append(Work(title, arm, design, own, arm.unfinished_units(own), keep_params))
     return [work for work in found if work.todo]
 

@@ -1,5 +1,6 @@
 """Kept parameters: new targets cost only their outputs, with the bits that training would give."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -93,6 +94,14 @@ def without_training(sweeper, monkeypatch):
     return sweeper
 
 
+def flip_the_largest(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
 def assert_same(rows, expected):
     jax.tree.map(np.testing.assert_array_equal, rows, expected)
 
@@ -130,7 +139,8 @@ def test_they_are_those_of_a_single_training_by_name(kept):
 def test_orbax_alone_reads_them(kept):
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         arrays = ocp.args.StandardRestore()
-        found = reader.restore(kept / "params" / "000002", ocp.args.Composite(arrays=arrays))
+        (folder,) = (kept / "params" / "000002").iterdir()
+        found = reader.restore(folder, ocp.args.Composite(arrays=arrays))
     assert found["arrays"]["output.kernel"].shape[0] == 8
 
 
@@ -171,10 +181,7 @@ def test_a_unit_without_parameters_is_trained_again(copied, two_panels, trained,
     if damage == "gone":
         shutil.rmtree(folder)
     else:
-        largest = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
-        content = bytearray(largest.read_bytes())
-        content[len(content) // 2] ^= 1
-        largest.write_bytes(content)
+        flip_the_largest(folder)
     arm = arm_of(copied, (FIRST, ADDED))
     assert_same(run(two_panels, arm, keep_params=True), trained)
     assert KeptParams(arm).read(1) is not None
@@ -194,6 +201,42 @@ def test_a_unit_that_grew_is_trained_as_a_whole(copied, two_panels, tmp_path):
     more = replace(SPEC, members=45)
     grown = run(two_panels, arm_of(copied, (FIRST, ADDED), more))
     assert_same(grown, run(two_panels, arm_of(tmp_path / "fresh", (FIRST, ADDED), more)))
+
+
+def test_a_unit_that_another_process_made_in_the_meantime_is_left_alone(copied):
+    sweeper, arm, told = sweeper_of("plain", (FIRST,)), arm_of(copied, (FIRST,)), []
+    before = arm.read()
+    sweep(sweeper, arm, DESIGN, [0, 1], lambda unit, status: told.append(unit))
+    assert not told
+    assert_same(arm.read(), before)
+
+
+def test_what_a_killed_process_left_is_never_read_and_cleaned_once_it_is_old(copied):
+    params = KeptParams(arm_of(copied, (FIRST,)))
+    folder = copied / "params" / "000000"
+    (whole,) = folder.iterdir()
+    left = [
+        shutil.copytree(whole, folder / f"{host}-7.orbax-checkpoint-tmp") for host in ("old", "new")
+    ]
+    os.utime(left[0], (0, 0))
+    params.clean()
+    assert sorted(path.name for path in folder.iterdir()) == sorted([whole.name, left[1].name])
+    shutil.rmtree(whole)
+    assert params.read(0) is None
+
+
+def test_two_processes_keep_a_folder_each_and_damaged_ones_go(copied):
+    params = KeptParams(arm_of(copied, (FIRST,)))
+    folder = copied / "params" / "000000"
+    (whole,) = folder.iterdir()
+    found = params.read(0)
+    other = whole.rename(folder / "elsewhere-7")
+    params.write(0, found)
+    assert list(folder.iterdir()) == [other]  # it is kept already
+    flip_the_largest(other)
+    params.write(0, found)
+    assert list(folder.iterdir()) == [whole]
+    assert_same(params.read(0), found)
 
 
 def test_parameters_are_not_kept_in_s3():

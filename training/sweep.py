@@ -350,12 +350,11 @@ def sweep(
         UserError: a unit cannot be written, or has other bits.
     """
     root, kept = root_key(arm.spec.seed, arm.spec.stream), KeptParams(arm)
-    missing = set(arm.missing_units())
 
-    def start(unit: int, masks: Bool[np.ndarray, "u n"]) -> Launched | None:
+    def start(unit: int, masks: Bool[np.ndarray, "u n"], panels: list[int]) -> Launched | None:
         params = kept.read(unit)
         if params is not None:
-            return sweeper.evaluate(params, masks, arm.lacking_panels(unit))
+            return sweeper.evaluate(params, masks, panels)
         keys = _keys(root, arm.spec, design, arm.spec.unit_rows(unit))
         return sweeper.start_unit(arm, unit, keys, masks, stop, keep=keep_params)
 
@@ -374,10 +373,11 @@ def sweep(
         for unit in units:
             if stop():
                 break
-            if unit in missing and arm.is_done(unit):
+            panels = arm.lacking_panels(unit)
+            if not panels:
                 continue
             masks = design.masks(root, arm.spec.unit_rows(unit), arm.spec.groups)
-            launched = start(unit, masks)
+            launched = start(unit, masks, panels)
             if launched is None:
                 break
             # One unit in training and one in writing, so that memory stays flat.
