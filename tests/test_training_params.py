@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
+from test_training_stepped import Dropout
 from test_training_sweep import EXAMPLES, TARGETS, make_spec, make_task
 
 from datamodels.design import Bernoulli
@@ -29,23 +29,10 @@ DESIGN = Bernoulli(0.5)
 SPEC = make_spec(DESIGN, members=40, unit=16)
 
 
-class Dropout(nnx.Module):
-    """Its state has keys, which are no plain numbers."""
-
-    def __init__(self, shape, classes, *, rngs):
-        self.hidden = nnx.Linear(36, 8, rngs=rngs)
-        self.dropout = nnx.Dropout(0.3, rngs=rngs)
-        self.output = nnx.Linear(8, classes, rngs=rngs)
-
-    def __call__(self, inputs):
-        hidden = nnx.relu(self.hidden(inputs.reshape(inputs.shape[0], -1)))
-        return self.output(self.dropout(hidden))
-
-
 def task_of(kind, panels):
     task = make_task()
     if kind == "dropout":
-        config = ModelConfig(factory=f"{__name__}:Dropout")
+        config = ModelConfig(factory=f"{Dropout.__module__}:Dropout")
         task = task._replace(model=build_model(config, (6, 6, 1), 4))
     return task._replace(targets=task.targets.take(slice(0, sum(panels))), panels=panels)
 

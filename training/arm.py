@@ -54,10 +54,6 @@ class Rows(NamedTuple):
     outputs: Float32[np.ndarray, "m t"]
     status: UInt8[np.ndarray, " m"]
 
-    def take(self, chosen: Bool[np.ndarray, " m"]) -> "Rows":
-        """Some of the members."""
-        return Rows(*(part[chosen] for part in self))
-
     @property
     def usable(self) -> Bool[np.ndarray, " m"]:
         """Members that a fit or an average may use."""
@@ -111,6 +107,11 @@ class ArmSpec:
     def unit_slice(self, unit: int) -> slice:
         """The members of a unit, as a part of all."""
         return slice(unit * self.unit, min((unit + 1) * self.unit, self.members))
+
+    def unit_span(self, unit: int) -> list[int]:
+        """The members of a unit, as records have them: the first, and one beyond the last."""
+        members = self.unit_slice(unit)
+        return [members.start, members.stop]
 
     def bytes(self, targets: int, params: int = 0) -> int:
         """Size on disk when complete, about (uncompressed).
@@ -231,7 +232,11 @@ class Arm:
                 self._delete_chunks(unit, arrays)
                 self._write(unit, arrays)
             for panel in reports:
-                record = {"unit": unit, "members": self._span(unit), "sha256": digests[panel]}
+                record = {
+                    "unit": unit,
+                    "members": self.spec.unit_span(unit),
+                    "sha256": digests[panel],
+                }
                 record |= asdict(made)
                 (self.store / f"{panel}/done").write(_record_name(unit), seal(record))
         except (*FAILURES, UserError) as error:
@@ -326,11 +331,6 @@ class Arm:
     def _panels(self) -> range:
         return range(len(self.panels))
 
-    def _span(self, unit: int) -> list[int]:
-        """The members of a unit, as a record has them."""
-        members = self.spec.unit_slice(unit)
-        return [members.start, members.stop]
-
     def _done(self, units: Sequence[int] | None = None) -> dict[int, dict[int, dict[str, Any]]]:
         """The records of every unit (or of some) that has one in each panel, by panel."""
         found = {panel: self._panel_records(panel, units) for panel in self._panels}
@@ -359,7 +359,7 @@ class Arm:
         unit = record["unit"]
         if name != _record_name(unit) or unit >= self.spec.units:
             return None
-        return record if record["members"] == self._span(unit) else None
+        return record if record["members"] == self.spec.unit_span(unit) else None
 
     def _is_whole(self, unit: int, by_panel: Mapping[int, dict[str, Any]]) -> bool:
         try:

@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +14,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from training.arm import Arm
 from training.errors import reason
-from training.orbax_files import FAILURES, described, folder_in, has_folder, restore
+from training.orbax_files import (
+    FAILURES,
+    described,
+    folder_in,
+    has_folder,
+    restore,
+    this_process,
+    unit_folder,
+)
 from training.store import Store
 
 log = logging.getLogger(__name__)
@@ -62,8 +68,8 @@ class UnitCheckpoints:
         self._of = of
         self._older: list[epath.Path] = []
         self._failed = False
-        self._folder = folder_in(arm, "checkpoints") / f"{unit:06d}"
-        self._own = self._folder / f"{platform.node()}-{os.getpid()}"
+        self._folder = unit_folder(arm, "checkpoints", unit)
+        self._own = self._folder / this_process()
         self._manager: ocp.CheckpointManager | None = None
 
     def newest(self, shapes: Sequence[np.ndarray | jax.ShapeDtypeStruct]) -> Reached | None:

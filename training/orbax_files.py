@@ -1,6 +1,8 @@
 """Arrays that orbax writes and reads, with a digest that says whether they are what was written."""
 
 import hashlib
+import os
+import platform
 from typing import Any
 
 import jax
@@ -37,6 +39,16 @@ def has_folder(store: Store) -> bool:
 def folder_in(store: Store, name: str) -> epath.Path:
     """A folder of a place that orbax can write to."""
     return epath.Path(store.folder.absolute() if store.folder else store.location) / name
+
+
+def unit_folder(store: Store, name: str, unit: int) -> epath.Path:
+    """The folder of a unit in such a folder."""
+    return folder_in(store, name) / f"{unit:06d}"
+
+
+def this_process() -> str:
+    """A name for what this process writes: orbax needs a folder to itself."""
+    return f"{platform.node()}-{os.getpid()}"
 
 
 def described(arrays: PyTree, about: dict[str, Any]) -> ocp.args.Composite:

@@ -5,8 +5,6 @@ ARM/params/000007    written by orbax: `arrays`, the members of unit 7 by name o
 """
 
 import contextlib
-import os
-import platform
 import time
 
 import numpy as np
@@ -15,7 +13,16 @@ from etils import epath
 
 from training.arm import Arm
 from training.errors import UserError, reason
-from training.orbax_files import FAILURES, described, folder_in, has_folder, require_folder, restore
+from training.orbax_files import (
+    FAILURES,
+    described,
+    folder_in,
+    has_folder,
+    require_folder,
+    restore,
+    this_process,
+    unit_folder,
+)
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 """In the names of folders that orbax has not written to the end."""
@@ -47,7 +54,7 @@ class KeptParams:
         for folder in self._written(unit):
             with contextlib.suppress(*FAILURES):
                 found = restore(folder)
-                if found is not None and found[1]["members"] == self._span(unit):
+                if found is not None and found[1]["members"] == self._arm.spec.unit_span(unit):
                     return found[0]
         return None
 
@@ -66,8 +73,10 @@ class KeptParams:
             for damaged in self._written(unit):
                 damaged.rmtree()
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-                own = self._folder(unit) / f"{platform.node()}-{os.getpid()}"
-                writer.save(own, args=described(params, {"members": self._span(unit)}))
+                own = self._folder(unit) / this_process()
+                writer.save(
+                    own, args=described(params, {"members": self._arm.spec.unit_span(unit)})
+                )
         except FAILURES as error:
             if self.read(unit) is not None:
                 return  # another process was first
@@ -87,14 +96,10 @@ class KeptParams:
                         entry.rmtree()
 
     def _folder(self, unit: int) -> epath.Path:
-        return folder_in(self._arm.store, "params") / f"{unit:06d}"
+        return unit_folder(self._arm.store, "params", unit)
 
     def _written(self, unit: int) -> list[epath.Path]:
         """Folders of processes that wrote the unit to the end."""
         if unit not in self.units():
             return []
         return [entry for entry in self._folder(unit).iterdir() if TEMPORARY not in entry.name]
-
-    def _span(self, unit: int) -> list[int]:
-        members = self._arm.spec.unit_slice(unit)
-        return [members.start, members.stop]
