@@ -157,9 +157,10 @@ def _blocks(ids: tuple[str, ...], like: Manifest | None) -> list[tuple[str, ...]
     """The ids of every panel."""
     if like is None or not set(like.target_ids) <= set(ids):
         return [ids]
+    old = set(like.target_ids)
     ends = np.cumsum([0, *(panel.targets for panel in like.panels)]).tolist()
     known = [like.target_ids[first:last] for first, last in itertools.pairwise(ends)]
-    new = tuple(id for id in ids if id not in set(like.target_ids))
+    new = tuple(id for id in ids if id not in old)
     return [*known, new] if new else known
 
 

@@ -138,7 +138,7 @@ def override(config: Config, arguments: Sequence[str], prog: str) -> tuple[Confi
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            result = _parse(config, arguments, prog)
+            result = _parse(config, _python_booleans(arguments), prog)
     except SystemExit as error:
         raise UserError(_one_line(said.getvalue())) from error
     check(result.config)
@@ -154,6 +154,16 @@ def _parse(config: Config, arguments: Sequence[str], prog: str) -> _CommandLine:
         # Every key takes a value, also the boolean ones.
         config=(tyro.conf.FlagConversionOff,),
     )
+
+
+def _python_booleans(arguments: Sequence[str]) -> list[str]:
+    """The arguments with TOML's true and false as tyro wants them, behind keys that are boolean."""
+    default, words = Config(), []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        section, _, key = before.removeprefix("--").replace("-", "_").partition(".")
+        boolean = isinstance(getattr(getattr(default, section, None), key, None), bool)
+        words.append(word.capitalize() if boolean else word)
+    return words
 
 
 def _with_absolute_paths(config: Config) -> Config:

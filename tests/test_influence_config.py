@@ -40,6 +40,14 @@ def test_the_command_line_wins_over_the_file():
     assert out == Path("there")
 
 
+@pytest.mark.parametrize("word", ["true", "True"])
+@pytest.mark.parametrize("key", ["--sweep.keep-params", "--sweep.keep_params"])
+def test_booleans_are_given_as_in_toml(key, word):
+    config, _ = override(Config(), [key, word, "--data.label", "true"], "accomplice run")
+    assert config.sweep.keep_params
+    assert config.data.label == "true"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

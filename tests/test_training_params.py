@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from dataclasses import replace
 
 import jax
@@ -226,10 +227,18 @@ def test_two_processes_keep_a_folder_each_and_damaged_ones_go(copied):
     assert_same(params.read(0), found)
 
 
-def test_parameters_are_not_kept_in_s3():
-    arm = Arm(Store("s3://bucket/bank"), SPEC, (FIRST,))
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("s3://bucket/bank", "in a folder or in gs://, not in s3://bucket/bank"),
+        ("gs://bucket/bank", "in gs://bucket/bank need gcsfs, which is not installed"),
+    ],
+)
+def test_parameters_are_not_kept_where_orbax_does_not_write(place, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    arm = Arm(Store(place), SPEC, (FIRST,))
     assert KeptParams(arm).read(0) is None
-    with pytest.raises(UserError, match=r"in a folder or in gs://, not in s3://bucket/bank"):
+    with pytest.raises(UserError, match=said):
         KeptParams(arm).write(0, {"kernel": np.zeros((16, 2))})
 
 

@@ -1,4 +1,4 @@
-"""Files and arrays by name: on disk, and in a real S3 service on this machine."""
+"""Files and arrays by name: on disk, and in S3 and Google Cloud services on this machine."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from gcs_service import serve
 from moto.server import ThreadedMotoServer
 
 from training.errors import UserError
@@ -37,12 +38,21 @@ def service():
     server.stop()
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(scope="module")
+def google_service():
+    """A Google Cloud Storage service with one bucket; its address in the environment."""
+    with serve() as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "somebody")
+        yield
+
+
+@pytest.fixture(params=["folder", "s3", "gs"])
 def store(request, tmp_path):
     if request.param == "folder":
         return Store(tmp_path / "some" / "where")
-    request.getfixturevalue("service")
-    return Store(f"s3://bucket/{tmp_path.name}")
+    request.getfixturevalue("service" if request.param == "s3" else "google_service")
+    return Store(f"{request.param}://bucket/{tmp_path.name}")
 
 
 def test_files_come_back_and_go(store):
@@ -101,13 +111,16 @@ def test_a_place_that_cannot_be_reached_is_named(service):
         Store("s3://nobucket/x").write("a", b"one")
 
 
-def test_a_service_that_is_not_there_is_told_at_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("scheme", "variable"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "TENSORSTORE_GCS_HTTP_URL")]
+)
+def test_a_service_that_is_not_there_is_told_at_once(scheme, variable, monkeypatch):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        with pytest.raises(UserError, match=f"no service at AWS_ENDPOINT_URL = {address}"):
-            Store("s3://bucket/x").read("manifest.json")
+        monkeypatch.setenv(variable, address)
+        with pytest.raises(UserError, match=f"no service at {variable} = {address}"):
+            Store(f"{scheme}://bucket/x").read("manifest.json")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -299,7 +299,7 @@ class Arm:
                     raise UserError(
                         f"{self.store} was begun with {name} = {record['made_on'][name]}, and here "
                         f"it is {value}; go on where it was begun, or allow it with "
-                        f"--sweep.allow-mixed True"
+                        f"--sweep.allow-mixed true"
                     )
 
     def _check_bits(self, unit: int, digests: dict[int, dict[str, list[str]]]) -> None:
@@ -314,7 +314,7 @@ class Arm:
                     raise UserError(
                         f"{self.store}: unit {unit} came out with other bits than before, so code, "
                         f"device or libraries have changed since; sweep again into another --out, "
-                        f"or allow it with --sweep.allow-mixed True"
+                        f"or allow it with --sweep.allow-mixed true"
                     )
 
     def _write(self, unit: int, parts: dict[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -24,15 +25,24 @@ def require_folder(store: Store) -> None:
     Raises:
         UserError: naming the place.
     """
-    if not has_folder(store):
+    if has_folder(store):
+        return
+    remedy = "or set checkpoint.every_steps = 0 and sweep.keep_params = false"
+    if store.location.startswith("gs://"):
         raise UserError(
-            f"checkpoints and parameters are kept in a folder or in gs://, not in {store}; choose "
-            f"another sweep.bank, or set checkpoint.every_steps = 0 and sweep.keep_params = false"
+            f"checkpoints and parameters in {store} need gcsfs, which is not installed: "
+            f"pip install 'accomplice[gcs]', {remedy}"
         )
+    raise UserError(
+        f"checkpoints and parameters are kept in a folder or in gs://, not in {store}; choose "
+        f"another sweep.bank, {remedy}"
+    )
 
 
 def has_folder(store: Store) -> bool:
     """Whether orbax can write to a place."""
+    if store.location.startswith("gs://"):
+        return find_spec("gcsfs") is not None
     return not store.location.startswith("s3://")
 
 

@@ -22,6 +22,9 @@ from training.errors import UserError, reason
 CLOUD = {"s3": "s3", "gs": "gcs"}
 """Schemes of locations that are no folders, and tensorstore's names of their drivers."""
 
+ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gcs": "TENSORSTORE_GCS_HTTP_URL"}
+"""Environment variables that name another service than Amazon's and Google's."""
+
 FAILURES = (OSError, ValueError, RuntimeError)
 """What tensorstore raises when a read or a write does not succeed."""
 
@@ -34,7 +37,8 @@ class Store:
     """Files and arrays by name, under one location.
 
     The location is a folder, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX. Credentials are found as
-    Google's and Amazon's own tools find them; `AWS_ENDPOINT_URL` names another S3 service.
+    Google's and Amazon's own tools find them; `AWS_ENDPOINT_URL` and `TENSORSTORE_GCS_HTTP_URL`
+    name other services.
     """
 
     def __init__(self, location: str | Path):
@@ -127,8 +131,9 @@ class Store:
     @cached_property
     def _files(self) -> Any:
         with self._told("open"):
-            if self._driver == "s3" and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
-                _require_service(endpoint)
+            variable = ENDPOINTS.get(self._driver)
+            if variable and (endpoint := os.environ.get(variable)):
+                _require_service(variable, endpoint)
             return ts.KvStore.open(self._spec("")).result()
 
     def _spec(self, name: str) -> dict[str, Any]:
@@ -138,7 +143,7 @@ class Store:
         bucket, _, prefix = self.location.partition("://")[2].partition("/")
         path = "/".join(part for part in (prefix, name) if part)
         spec = {"driver": self._driver, "bucket": bucket, "path": f"{path}/" if path else ""}
-        if self._driver == "s3" and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+        if self._driver == "s3" and (endpoint := os.environ.get(ENDPOINTS["s3"])):
             spec["endpoint"] = endpoint
         return spec
 
@@ -152,7 +157,7 @@ class Store:
 
 
 @cache
-def _require_service(endpoint: str) -> None:
+def _require_service(variable: str, endpoint: str) -> None:
     """See that somebody listens: tensorstore would try for minutes before it says so.
 
     Raises:
@@ -163,7 +168,7 @@ def _require_service(endpoint: str) -> None:
     try:
         socket.create_connection((url.hostname or "", port), timeout=10).close()
     except OSError as error:
-        raise OSError(f"no service at AWS_ENDPOINT_URL = {endpoint}: {error}") from error
+        raise OSError(f"no service at {variable} = {endpoint}: {error}") from error
 
 
 def seal(content: dict[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from training.arm import Arm, ArmSpec, Made, Report, Status, worst_status
 from training.errors import UserError
 from training.examples import Examples
 from training.models import Model, State
+from training.orbax_files import require_folder
 from training.outputs import OutputFunction
 from training.parallel import (
     LESS_MEMORY,
@@ -349,6 +350,8 @@ def sweep(
     Raises:
         UserError: a unit cannot be written, or has other bits.
     """
+    if keep_params:
+        require_folder(arm.store)
     root, kept = root_key(arm.spec.seed, arm.spec.stream), KeptParams(arm)
 
     def start(unit: int, masks: Bool[np.ndarray, "u n"], panels: list[int]) -> Launched | None:
