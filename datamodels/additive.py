@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from datamodels.metrics import r2
-from datamodels.solver import Regressors, largest_lam, moments, regressors, select, solve
+from datamodels.moments import Regressors, moments, regressors, select
+from datamodels.solver import largest_lam, solve
 
 LAM_FRACTIONS = np.geomspace(1.0, 0.03, 16)
 """The path of penalties tried, as shares of each target's largest useful one."""

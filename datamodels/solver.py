@@ -1,72 +1,56 @@
-"""The lasso for many targets at once, on the Gram matrix, with a certificate.
+"""Lasso and elastic net for many targets at once, on the Gram matrix, with a certificate.
 
 For every target, with centred masks Z (m, g) in mask units (dropped to kept = 1) and centred
 outputs y (m,), the problem is
 
-    minimise over w:  |y - Z w|^2 / (2 m) + lam |w|_1,
+    minimise over w:  |y - Z w|^2 / (2 m) + l1 |w|_1 + l2 |w|^2 / 2,
 
-which is `sklearn.linear_model.Lasso(alpha=lam)`. Only Z'Z/m, Z'y/m and y'y/m enter. The solver
-is accelerated proximal gradient (FISTA, Beck & Teboulle 2009) with the gradient restart of
-O'Donoghue & Candes (2015), one matrix product an iteration for all targets. A solution is
+where l1 = lam * l1_ratio and l2 = lam * (1 - l1_ratio) / sd(y), so that a solution scales with the
+outputs. With l1_ratio = 1 it is `sklearn.linear_model.Lasso(alpha=lam)`. Only Z'Z/m, Z'y/m and
+y'y/m enter, and the ridge only adds l2 to the diagonal of Z'Z/m.
+
+Two ways of proximal gradient, one matrix product an iteration for all targets. First steps as long
+as the curvature along the last step allows (the spectral step of Barzilai and Borwein 1988, for the
+lasso Wright, Nowak & Figueiredo 2009): on random masks they need a third of the iterations, but
+nothing promises that they end. What they leave is finished by accelerated steps of a safe length
+(FISTA, Beck & Teboulle 2009, with the gradient restart of O'Donoghue & Candes 2015). A solution is
 judged by its duality gap, never by a number of iterations.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from scipy.sparse.linalg import eigsh
+from scipy import sparse
+
+from datamodels.moments import Factored, Moments, step_size
 
 TARGET_BLOCK = 1024
 """Targets solved in one program: bounds memory."""
-WIDTH_STEP = 128
-"""Programs are compiled for multiples of this many targets, and for fewer at powers of two."""
-EASY = 50
+SPECTRAL = 100
+"""Iterations with spectral steps. Masks at random need fewer; on correlated ones the steps may go
+on for ever, and a hundred are a fifth of what FISTA needs there."""
+LONGEST = 100.0
+"""The longest spectral step, as a multiple of the safe one."""
+EASY = 8
 """Iterations before solved targets leave: a shorter solve is over before a narrower program is
 compiled."""
+NARROW = 128
+"""Targets of a program that gains little from being narrower."""
+SPARSE = 0.03
+"""Share of weights that are not zero below which a sparse product is faster than a dense one."""
+ROUNDING = 1e-6
+"""Of an objective in float32, for outputs of unit energy."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class Factored:
-    """A Gram matrix that is not written out: rows' rows, where there are few rows."""
-
-    rows: Float[np.ndarray, "m g"] | Float[Array, "m g"]
-
-    def __matmul__(self, weights: Any) -> Any:
-        return self.rows.T @ (self.rows @ weights)
-
-
-Gram = Float[np.ndarray, "g g"] | Factored
-
-
-class Regressors(NamedTuple):
-    """All that the lasso needs of the masks, whatever the outputs, in float64."""
-
-    centred: Float[np.ndarray, "m g"]
-    """Z/sqrt(m)"""
-    mean_mask: Float[np.ndarray, " g"]
-    gram: Gram
-    """Z'Z/m; factored where the masks are fewer than half the groups, as that is cheaper."""
-    step: float
-    """From `step_size`."""
-
-
-class Moments(NamedTuple):
-    """All that the lasso needs of masks and outputs, in float64."""
-
-    gram: Gram
-    """As in `Regressors`."""
-    correlation: Float[np.ndarray, "g t"]
-    """Z'y/m"""
-    energy: Float[np.ndarray, " t"]
-    """y'y/m"""
-    mean_mask: Float[np.ndarray, " g"]
-    mean_output: Float[np.ndarray, " t"]
+DeviceGram = Float[Array, "g g"] | Factored
+"""A Gram matrix in float32."""
 
 
 class Solution(NamedTuple):
@@ -85,93 +69,69 @@ class _Task(NamedTuple):
 
     correlation: Float[Array, "g t"]
     energy: Float[Array, " t"]
-    lam: Float[Array, " t"]
+    l1: Float[Array, " t"]
+    l2: Float[Array, " t"]
 
 
-class _State(NamedTuple):
+class _Point(NamedTuple):
+    """Where the targets are."""
+
     weights: Float[Array, "g t"]
     product: Float[Array, "g t"]
     """gram @ weights"""
-    ahead: Float[Array, "g t"]
-    """The extrapolated point."""
-    ahead_product: Float[Array, "g t"]
-    inertia: Float[Array, " t"]
+    length: Float[Array, " t"]
+    """Of the next spectral step."""
+
+
+class _Spectral(NamedTuple):
+    point: _Point
     gap: Float[Array, " t"]
+    bound: Float[Array, " t"]
+    """The objective at the start, above which no step may end."""
     iteration: Int[Array, ""]
 
 
-def regressors(masks: Bool[np.ndarray, "m g"]) -> Regressors:
-    """What the masks give, once for any number of targets."""
-    mean = masks.mean(0, dtype=np.float64)
-    centred = (masks - mean) / np.sqrt(len(masks))
-    few = 2 * len(masks) < masks.shape[1]
-    gram = Factored(centred) if few else centred.T @ centred
-    return Regressors(centred, mean, gram, step_size(gram))
+class _Accelerated(NamedTuple):
+    point: _Point
+    gap: Float[Array, " t"]
+    ahead: _Point
+    """The extrapolated point."""
+    inertia: Float[Array, " t"]
+    iteration: Int[Array, ""]
 
 
-def moments(masks: Regressors, outputs: Float[np.ndarray, "m t"]) -> Moments:
-    """Centred second moments, accumulated in float64."""
-    mean_output = outputs.mean(0, dtype=np.float64)
-    # Of a constant output rounding would leave noise that the solver takes for a signal.
-    constant = (outputs == outputs[0]).all(0)
-    centred_outputs = np.where(constant, 0, outputs - mean_output) / np.sqrt(len(outputs))
-    return Moments(
-        masks.gram,
-        masks.centred.T @ centred_outputs,
-        np.square(centred_outputs).sum(0),
-        masks.mean_mask,
-        mean_output,
-    )
+_State = _Spectral | _Accelerated
 
 
-def select(problem: Moments, targets: Int[np.ndarray, " k"]) -> Moments:
-    """The problem of some of the targets."""
-    return problem._replace(
-        correlation=problem.correlation[:, targets],
-        energy=problem.energy[targets],
-        mean_output=problem.mean_output[targets],
-    )
-
-
-def largest_lam(problem: Moments) -> Float[np.ndarray, " t"]:
+def largest_lam(problem: Moments, l1_ratio: float = 1.0) -> Float[np.ndarray, " t"]:
     """The smallest lam of each target for which every weight is zero."""
-    return np.abs(problem.correlation).max(0)
-
-
-def step_size(gram: Gram) -> float:
-    """One over the largest eigenvalue of the Gram matrix, with 1 % of margin."""
-    if isinstance(gram, Factored):  # rows rows' has the same eigenvalues besides zeros
-        gram = np.asarray(gram.rows @ gram.rows.T)
-    if not gram.any():  # no mask ever varies: any step will do
-        return 1.0
-    if len(gram) < 3:  # too small for Lanczos
-        return 1 / (1.01 * float(np.linalg.eigvalsh(gram)[-1]))
-    start = np.random.default_rng(0).standard_normal(len(gram))
-    largest = eigsh(
-        gram,
-        k=1,
-        v0=start,
-        tol=1e-3,  # pyright: ignore[reportArgumentType]  (scipy declares int)
-        return_eigenvectors=False,
-    )[0]
-    return 1 / (1.01 * float(largest))
+    return np.abs(problem.correlation).max(0) / l1_ratio
 
 
 def relative_gap(
-    weights: Float[np.ndarray, "g t"], problem: Moments, lam: Float[np.ndarray, " t"]
+    weights: Float[np.ndarray, "g t"],
+    problem: Moments,
+    lam: Float[np.ndarray, " t"],
+    *,
+    l1_ratio: float = 1.0,
 ) -> Float[np.ndarray, " t"]:
     """The certificate: relative duality gap of each target, evaluated in float64."""
     unit = _unit(problem)
-    scaled = weights.astype(np.float64) / unit
-    product = problem.gram @ scaled
+    l1, l2 = _penalties(lam, unit, l1_ratio)
+    scaled = weights / unit
+    if isinstance(problem.gram, Factored) or np.count_nonzero(scaled) > SPARSE * scaled.size:
+        product = problem.gram @ scaled
+    else:
+        product = (sparse.csr_array(scaled.T) @ problem.gram).T
     correlation, energy = problem.correlation / unit, problem.energy / unit**2
-    return np.asarray(_gap(np, scaled, product, correlation, energy, lam / unit))
+    return np.asarray(_gap(np, scaled, product, correlation, energy, l1, l2))
 
 
 def solve(
     problem: Moments,
     lam: Float[np.ndarray, " t"],
     *,
+    l1_ratio: float = 1.0,
     start: Float[np.ndarray, "g t"] | None = None,
     tolerance: float = 1e-5,
     max_iterations: int = 3000,
@@ -182,63 +142,198 @@ def solve(
     Args:
         problem: from `moments`.
         lam: one a target, in output units.
+        l1_ratio: above 0, at most 1; below 1 correlated groups share their weight.
         start: weights to start from.
         tolerance: relative duality gap to reach; float32 reaches about 1e-6.
         max_iterations: a bound for degenerate problems; the returned gap says what was reached.
         step: from `step_size`, when it is known already.
     """
-    step = step_size(problem.gram) if step is None else step
-    if start is None:
-        start = np.zeros(problem.correlation.shape, np.float32)
-    unit = _unit(problem)
-    gram = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), problem.gram)
-    weights, iterations = np.empty_like(start), 0
-    targets = np.arange(len(unit))
-    for first in range(0, len(unit), TARGET_BLOCK):
-        block = _padded(targets[first : first + TARGET_BLOCK])
-        task = _Task(
-            jnp.asarray(problem.correlation[:, block] / unit[block], jnp.float32),
-            jnp.asarray(problem.energy[block] / unit[block] ** 2, jnp.float32),
-            jnp.asarray(lam[block] / unit[block], jnp.float32),
-        )
-        scaled, taken = _solve_block(
-            gram,
-            task,
-            jnp.asarray(start[:, block] / unit[block], jnp.float32),
-            jnp.float32(step),
-            tolerance,
-            max_iterations,
-        )
-        weights[:, block] = scaled * unit[block]
-        iterations = max(iterations, taken)
-    return Solution(weights, relative_gap(weights, problem, lam), iterations)
+    path = Path(problem, l1_ratio=l1_ratio, start=start, step=step)
+    weights = path.advance(lam, tolerance=tolerance, max_iterations=max_iterations)
+    gap = relative_gap(weights, problem, lam, l1_ratio=l1_ratio)
+    return Solution(weights, gap, path.iterations)
+
+
+def solve_path(
+    problem: Moments,
+    lams: Float[np.ndarray, "p t"],
+    *,
+    l1_ratio: float = 1.0,
+    tolerance: float = 1e-5,
+    step: float | None = None,
+) -> list[Solution]:
+    """Solve for one penalty after the other, each from the solution before; as in `solve`.
+
+    Args:
+        problem: from `moments`.
+        lams: p penalties a target, from large to small.
+        l1_ratio: as in `solve`.
+        tolerance: for each penalty.
+        step: as in `solve`.
+    """
+    path = Path(problem, l1_ratio=l1_ratio, step=step)
+    found = [(path.advance(lam, tolerance=tolerance), path.iterations) for lam in lams]
+    # All certificates together: threads of NumPy's products and of XLA's wait for one another.
+    return [
+        Solution(weights, relative_gap(weights, problem, lam, l1_ratio=l1_ratio), iterations)
+        for (weights, iterations), lam in zip(found, lams, strict=True)
+    ]
+
+
+class Path:
+    """Solutions of one problem, each penalty's from those before; the state is on the device."""
+
+    def __init__(
+        self,
+        problem: Moments,
+        *,
+        l1_ratio: float = 1.0,
+        start: Float[np.ndarray, "g t"] | None = None,
+        step: float | None = None,
+    ):
+        """Arguments as of `solve`.
+
+        Raises:
+            ValueError: an l1_ratio that is no share above 0.
+        """
+        if not 0 < l1_ratio <= 1:
+            raise ValueError(f"l1_ratio = {l1_ratio} must be above 0 and at most 1")
+        self.iterations = 0
+        """Of the last penalty, in the block of targets that took most."""
+        self._l1_ratio = l1_ratio
+        self._unit = _unit(problem)
+        self._step = jnp.float32(step_size(problem.gram) if step is None else step)
+        self._gram = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), problem.gram)
+        if start is None:
+            start = np.zeros(problem.correlation.shape, np.float32)
+        targets = np.arange(len(self._unit))
+        self._blocks = [
+            _Block.begin(self._gram, problem, self._unit, start, self._step, own)
+            for own in np.split(targets, range(TARGET_BLOCK, len(targets), TARGET_BLOCK))
+        ]
+
+    def advance(
+        self, lam: Float[np.ndarray, " t"], *, tolerance: float, max_iterations: int = 3000
+    ) -> Float[np.ndarray, "g t"]:
+        """The weights for the next penalty; their gap is that of float32 arithmetic."""
+        l1, l2 = _penalties(lam, self._unit, self._l1_ratio)
+        found = []
+        self.iterations = 0
+        for block in self._blocks:
+            own = block.targets
+            task = _Task(
+                block.correlation,
+                block.energy,
+                jnp.asarray(l1[own], jnp.float32),
+                jnp.asarray(l2[own], jnp.float32),
+            )
+            point, taken = _solve_block(
+                self._gram, task, block.start(task.l1), self._step, tolerance, max_iterations
+            )
+            block.move(point, task.l1)
+            self.iterations = max(self.iterations, taken)
+            found.append(np.asarray(point.weights) * self._unit[own].astype(np.float32))
+        return np.concatenate(found, axis=1)
+
+
+@dataclass
+class _Block:
+    """Targets that are solved together, and where they are; in units of their deviation."""
+
+    targets: Int[np.ndarray, " b"]
+    correlation: Float[Array, "g b"]
+    energy: Float[Array, " b"]
+    point: _Point
+    """The last solution."""
+    before: _Point
+    """The one before."""
+    l1: Float[Array, " b"]
+    """Of the last solution; 0 if there is none."""
+    l1_before: Float[Array, " b"]
+
+    @classmethod
+    def begin(
+        cls,
+        gram: DeviceGram,
+        problem: Moments,
+        unit: Float[np.ndarray, " t"],
+        start: Float[np.ndarray, "g t"],
+        step: Float[Array, ""],
+        targets: Int[np.ndarray, " k"],
+    ) -> "_Block":
+        point = _begin(gram, _in_units(start, unit, targets), step)
+        never = jnp.zeros(len(targets))
+        correlation = _in_units(problem.correlation, unit, targets)
+        energy = jnp.asarray(problem.energy[targets] / unit[targets] ** 2, jnp.float32)
+        return cls(targets, correlation, energy, point, point, never, never)
+
+    def start(self, l1: Float[Array, " b"]) -> _Point:
+        """Where to begin with the next penalty: between the kinks, a solution is linear in it."""
+        return _ahead(self.point, self.before, l1, self.l1, self.l1_before)
+
+    def move(self, point: _Point, l1: Float[Array, " b"]) -> None:
+        """Keep the solution of a penalty."""
+        self.before, self.l1_before = self.point, self.l1
+        self.point, self.l1 = point, l1
+
+
+def _in_units(
+    values: Float[np.ndarray, "g t"], unit: Float[np.ndarray, " t"], targets: Int[np.ndarray, " b"]
+) -> Float[Array, "g b"]:
+    return jnp.asarray(values[:, targets] / unit[targets], jnp.float32)
+
+
+@jax.jit
+def _ahead(
+    point: _Point,
+    before: _Point,
+    l1: Float[Array, " t"],
+    l1_point: Float[Array, " t"],
+    l1_before: Float[Array, " t"],
+) -> _Point:
+    usable = (l1_before > l1_point) & (l1_point > 0)  # there were two
+    share = jnp.where(usable, (l1_point - l1) / jnp.where(usable, l1_before - l1_point, 1), 0)
+    return _Point(
+        point.weights + share[None] * (point.weights - before.weights),
+        point.product + share[None] * (point.product - before.product),
+        point.length,
+    )
 
 
 def _solve_block(
-    gram: Float[Array, "g g"] | Factored,
+    gram: DeviceGram,
     task: _Task,
-    start: Float[Array, "g t"],
+    point: _Point,
     step: Float[Array, ""],
     tolerance: float,
     max_iterations: int,
-) -> tuple[Float[np.ndarray, "g t"], int]:
-    """Weights, and the iterations of the slowest target. Targets that are solved leave."""
-    state = _begin(gram, task, start)
-    state = _advance(gram, task, state, step, tolerance, 0, min(EASY, max_iterations))
-    weights = np.array(state.weights)
-    targets = np.arange(len(task.lam))
-    while True:
-        unsolved = np.flatnonzero(np.asarray(state.gap) > tolerance)
-        if not unsolved.size or state.iteration >= max_iterations:
-            return weights, int(state.iteration)
-        if 2 * unsolved.size <= len(targets):
-            unsolved = _padded(unsolved)
-            targets = targets[unsolved]
-            task, state = _pick((task, state), unsolved)
-        # Narrow programs gain little from narrower ones.
-        leave = len(targets) // 2 if len(targets) > WIDTH_STEP else 0
-        state = _advance(gram, task, state, step, tolerance, leave, max_iterations)
-        weights[:, targets] = state.weights
+) -> tuple[_Point, int]:
+    """Where the targets end, and the iterations of the slowest. Those that are solved leave."""
+    everyone = targets = np.arange(len(task.l1))
+    taken = 0
+    for begin, iterate, limit in (
+        (_begin_spectral, _spectral_step, min(SPECTRAL, max_iterations)),
+        (_begin_accelerated, _accelerated_step, max_iterations),
+    ):
+        start = point if targets is everyone else _pick(point, targets)
+        state = begin(task, start, jnp.int32(taken))
+        leave, until = 0, min(taken + EASY, limit)
+        while True:
+            state = _advance(iterate, gram, task, state, step, tolerance, leave, until)
+            point = state.point if targets is everyone else _put(point, targets, state.point)
+            taken = int(state.iteration)
+            unsolved = np.flatnonzero(~(np.asarray(state.gap) <= tolerance))
+            if not unsolved.size:
+                return point, taken
+            if 2 * unsolved.size <= len(targets):
+                unsolved = _padded(unsolved)
+                targets = targets[unsolved]
+                task, state = _pick((task, state), unsolved)
+            if taken >= limit:
+                break
+            # Narrow programs gain little from narrower ones.
+            leave, until = len(targets) // 2 if len(targets) > NARROW else 0, limit
+    return point, taken
 
 
 def _pick(tree: Any, targets: Int[np.ndarray, " k"]) -> Any:
@@ -246,12 +341,17 @@ def _pick(tree: Any, targets: Int[np.ndarray, " k"]) -> Any:
     return jax.tree.map(lambda part: part[..., targets] if part.ndim else part, tree)
 
 
+def _put(tree: Any, targets: Int[np.ndarray, " k"], values: Any) -> Any:
+    """The opposite of `_pick`."""
+    return jax.tree.map(lambda part, new: part.at[..., targets].set(new), tree, values)
+
+
 def _padded(targets: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
     """Filled up with repetitions to one of few widths, as each width has to be compiled."""
     count = len(targets)
-    if count <= WIDTH_STEP:
+    if count <= NARROW:
         return np.resize(targets, 1 << (count - 1).bit_length())
-    return np.resize(targets, math.ceil(count / WIDTH_STEP) * WIDTH_STEP)
+    return np.resize(targets, math.ceil(count / NARROW) * NARROW)
 
 
 def _unit(problem: Moments) -> Float[np.ndarray, " t"]:
@@ -259,39 +359,116 @@ def _unit(problem: Moments) -> Float[np.ndarray, " t"]:
     return np.sqrt(np.where(problem.energy > 0, problem.energy, 1))
 
 
-def _gap(np_or_jnp, weights, product, correlation, energy, lam):  # noqa: ANN001, ANN202
+def _penalties(
+    lam: Float[np.ndarray, " t"], unit: Float[np.ndarray, " t"], l1_ratio: float
+) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+    """l1 and l2 for outputs of unit energy."""
+    return lam / unit * l1_ratio, lam / unit * (1 - l1_ratio)
+
+
+def _gap(np_or_jnp, weights, product, correlation, energy, l1, l2):  # noqa: ANN001, ANN202
     """Relative duality gap; the same formula in numpy (float64) and in JAX (float32).
 
     Outputs are scaled to unit energy, or 0 when constant, so that the floors below are harmless.
-    With the residual r = y - Z w, the dual point is s r / m, where s <= 1 makes it feasible.
+    With the residual r = y - Z w, the dual point is s r / m, where s <= 1 makes it feasible. The
+    ridge is a lasso with sqrt(m l2) I below the masks and zeros below the outputs.
     """
     xp = np_or_jnp
-    slope = correlation - product
+    slope = correlation - product - l2[None] * weights
     fit = (weights * correlation).sum(0)
-    residual = xp.maximum(energy - 2 * fit + (weights * product).sum(0), 0)
-    scale = xp.minimum(1, lam / xp.maximum(xp.abs(slope).max(0), 1e-30))
-    primal = residual / 2 + lam * xp.abs(weights).sum(0)
+    # w'(gram + l2) w = w'correlation - w'slope
+    residual = xp.maximum(energy - fit - (weights * slope).sum(0), 0)
+    scale = xp.minimum(1, l1 / xp.maximum(xp.abs(slope).max(0), 1e-30))
+    primal = residual / 2 + l1 * xp.abs(weights).sum(0)
     dual = scale * (energy - fit) - scale**2 * residual / 2
     return (primal - dual) / xp.maximum(energy / 2, 1e-30)
 
 
+def _slope(task: _Task, point: _Point) -> Float[Array, "g t"]:
+    """Of the smooth part of the objective, downhill."""
+    return task.correlation - point.product - task.l2[None] * point.weights
+
+
+def _objective(task: _Task, point: _Point) -> Float[Array, " t"]:
+    """But for the energy, which does not change."""
+    smooth = (point.weights * (task.correlation + _slope(task, point))).sum(0) / 2
+    return task.l1 * jnp.abs(point.weights).sum(0) - smooth
+
+
+def _gap_at(task: _Task, point: _Point) -> Float[Array, " t"]:
+    return _gap(jnp, point.weights, point.product, *task)
+
+
+def _moved(
+    gram: DeviceGram, task: _Task, point: _Point, length: Float[Array, " t"]
+) -> tuple[Float[Array, "g t"], Float[Array, "g t"]]:
+    """A proximal step from a point: weights, and the Gram matrix times them."""
+    target = point.weights + length[None] * _slope(task, point)
+    weights = jnp.sign(target) * jnp.maximum(jnp.abs(target) - (length * task.l1)[None], 0)
+    return weights, gram @ weights
+
+
+def _safe_length(task: _Task, step: Float[Array, ""]) -> Float[Array, " t"]:
+    """One over the largest curvature."""
+    return 1 / (1 / step + task.l2)
+
+
 @jax.jit
-def _begin(gram: Float[Array, "g g"] | Factored, task: _Task, start: Float[Array, "g t"]) -> _State:
-    product = gram @ start
-    return _State(
-        start,
-        product,
-        start,
-        product,
-        jnp.ones_like(task.lam),
-        _gap(jnp, start, product, *task),
-        jnp.int32(0),
+def _begin(gram: DeviceGram, start: Float[Array, "g t"], step: Float[Array, ""]) -> _Point:
+    return _Point(start, gram @ start, jnp.full(start.shape[1], 2 * step))
+
+
+@jax.jit
+def _begin_spectral(task: _Task, start: _Point, iteration: Int[Array, ""]) -> _Spectral:
+    bound = _objective(task, start) + ROUNDING
+    return _Spectral(start, _gap_at(task, start), bound, iteration)
+
+
+def _spectral_step(
+    gram: DeviceGram, task: _Task, state: _Spectral, step: Float[Array, ""]
+) -> _Spectral:
+    """A step that would end above the start is not taken: the next one then has the safe length."""
+    here, safe = state.point, _safe_length(task, step)
+    weights, product = _moved(gram, task, here, here.length)
+    change = weights - here.weights
+    curvature = (change * (product - here.product + task.l2[None] * change)).sum(0)
+    length = jnp.square(change).sum(0) / jnp.where(curvature > 0, curvature, jnp.inf)
+    there = _Point(weights, product, jnp.clip(length, safe, LONGEST * safe))
+    taken = _objective(task, there) <= state.bound
+    point = _Point(
+        jnp.where(taken[None], weights, here.weights),
+        jnp.where(taken[None], product, here.product),
+        jnp.where(taken, there.length, safe),
     )
+    return _Spectral(point, _gap_at(task, point), state.bound, state.iteration + 1)
 
 
 @jax.jit
+def _begin_accelerated(task: _Task, start: _Point, iteration: Int[Array, ""]) -> _Accelerated:
+    gap = _gap_at(task, start)
+    return _Accelerated(start, gap, start, jnp.ones_like(gap), iteration)
+
+
+def _accelerated_step(
+    gram: DeviceGram, task: _Task, state: _Accelerated, step: Float[Array, ""]
+) -> _Accelerated:
+    here, ahead = state.point, state.ahead
+    weights, product = _moved(gram, task, ahead, _safe_length(task, step))
+    # Momentum of a target starts anew when it points uphill.
+    change = weights - here.weights
+    uphill = ((ahead.weights - weights) * change).sum(0) > 0
+    inertia = jnp.where(uphill, 1.0, state.inertia)
+    next_inertia = (1 + jnp.sqrt(1 + 4 * inertia**2)) / 2
+    push = ((inertia - 1) / next_inertia)[None]
+    point = _Point(weights, product, here.length)
+    ahead = _Point(weights + push * change, product + push * (product - here.product), here.length)
+    return _Accelerated(point, _gap_at(task, point), ahead, next_inertia, state.iteration + 1)
+
+
+@partial(jax.jit, static_argnames="iterate")
 def _advance(
-    gram: Float[Array, "g g"] | Factored,
+    iterate: Callable[..., _State],
+    gram: DeviceGram,
     task: _Task,
     state: _State,
     step: Float[Array, ""],
@@ -302,26 +479,7 @@ def _advance(
     """Iterate until at most `leave` targets are unsolved, or up to iteration `limit`."""
 
     def go_on(state: _State) -> Bool[Array, ""]:
-        return ((state.gap > tolerance).sum() > leave) & (state.iteration < limit)
+        unsolved = ~(state.gap <= tolerance)  # also where it is NaN
+        return (unsolved.sum() > leave) & (state.iteration < limit)
 
-    def iterate(state: _State) -> _State:
-        moved = state.ahead + step * (task.correlation - state.ahead_product)
-        weights = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - step * task.lam[None], 0)
-        product = gram @ weights
-        # Momentum of a target starts anew when it points uphill.
-        change = weights - state.weights
-        uphill = ((state.ahead - weights) * change).sum(0) > 0
-        inertia = jnp.where(uphill, 1.0, state.inertia)
-        next_inertia = (1 + jnp.sqrt(1 + 4 * inertia**2)) / 2
-        push = ((inertia - 1) / next_inertia)[None]
-        return _State(
-            weights,
-            product,
-            weights + push * change,
-            product + push * (product - state.product),
-            next_inertia,
-            _gap(jnp, weights, product, *task),
-            state.iteration + 1,
-        )
-
-    return jax.lax.while_loop(go_on, iterate, state)
+    return jax.lax.while_loop(go_on, lambda state: iterate(gram, task, state, step), state)

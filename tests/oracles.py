@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import optax
-from sklearn.linear_model import Lasso
+from sklearn.linear_model import ElasticNet, Lasso
 
 
 def train_linear_by_hand(kernel, bias, inputs, labels, batches, optim):
@@ -47,25 +47,47 @@ def convolution(kernel, images):
     )
 
 
-def lasso_relative_gap(masks, outputs, weights, lam):
-    """(primal - dual) / (half the output variance), from the raw data, one target at a time."""
-    count = len(masks)
+def lasso_relative_gap(masks, outputs, weights, lam, l1_ratio=1.0):
+    """(primal - dual) / (half the output variance), from the raw data, one target at a time.
+
+    An elastic net is the lasso of more rows: a multiple of the identity, with outputs zero.
+    """
+    count, groups = masks.shape
     z = masks.astype(np.float64) - masks.astype(np.float64).mean(0)
-    gaps = []
+    lasso, gaps = l1_ratio * np.asarray(lam), []
     for target in range(outputs.shape[1]):
         y = outputs[:, target].astype(np.float64)
         y = y - y.mean()
         w = weights[:, target].astype(np.float64)
-        residual = y - z @ w
-        primal = residual @ residual / (2 * count) + lam[target] * np.abs(w).sum()
-        # Any point with |z' point|_inf <= lam is dual feasible; the residual is shrunk into it.
-        point = residual / count
-        steepest = np.abs(z.T @ point).max()
-        if steepest > lam[target]:
-            point = point * lam[target] / steepest
-        dual = y @ point - count * (point @ point) / 2
-        gaps.append((primal - dual) / (y @ y / (2 * count)))
+        ridge = (1 - l1_ratio) * lam[target] / y.std() if l1_ratio < 1 else 0.0
+        rows = np.concatenate([z, np.sqrt(count * ridge) * np.eye(groups)])
+        gaps.append(
+            _one_relative_gap(rows, np.append(y, np.zeros(groups)), w, lasso[target], count)
+        )
     return np.array(gaps)
+
+
+def _one_relative_gap(z, y, w, lam, count):
+    residual = y - z @ w
+    primal = residual @ residual / (2 * count) + lam * np.abs(w).sum()
+    # Any point with |z' point|_inf <= lam is dual feasible; the residual is shrunk into it.
+    point = residual / count
+    steepest = np.abs(z.T @ point).max()
+    if steepest > lam:
+        point = point * lam / steepest
+    dual = y @ point - count * (point @ point) / 2
+    return (primal - dual) / (y @ y / (2 * count))
+
+
+def elastic_net_by_sklearn(masks, outputs, lam, l1_ratio):
+    """Weights (g, t) of one scikit-learn ElasticNet a target, on outputs of unit deviation."""
+    weights = []
+    for target in range(outputs.shape[1]):
+        y = outputs[:, target].astype(np.float64)
+        unit = y.std()
+        model = ElasticNet(alpha=lam[target] / unit, l1_ratio=l1_ratio, tol=1e-9, max_iter=200_000)
+        weights.append(unit * model.fit(masks.astype(np.float64), y / unit).coef_)
+    return np.stack(weights, axis=1)
 
 
 def lasso_by_sklearn(masks, outputs, lam):
