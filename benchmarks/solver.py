@@ -54,7 +54,7 @@ class Problem:
         signal = (masks - 0.5) @ rng.standard_t(2, (groups, targets))
         noise = np.sqrt(3 / 7) * rng.standard_normal((members, targets))
         outputs = (signal / signal.std(0) + noise).astype(np.float32)
-        problem = moments(regressors(masks), outputs)
+        problem = moments(masks, regressors(masks), outputs)
         return cls(masks, outputs, problem, FRACTIONS[:, None] * largest_lam(problem))
 
     def gap(self, paths: Sequence[Float[np.ndarray, "g p"]], targets: Sequence[int]) -> float:
@@ -72,10 +72,9 @@ class Problem:
 
 def ours(problem: Problem, gap: float) -> float:
     """The largest certified gap of all targets."""
-    masks = regressors(problem.masks)
-    own = moments(masks, problem.outputs)
+    own = moments(problem.masks, regressors(problem.masks), problem.outputs)
     lams = FRACTIONS[:, None] * largest_lam(own)
-    solutions = solve_path(own, lams, tolerance=gap, step=masks.step)
+    solutions = solve_path(own, lams, tolerance=gap)
     return max(float(solution.relative_gap.max()) for solution in solutions)
 
 

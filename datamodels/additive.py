@@ -1,17 +1,25 @@
 """Additive datamodels: output = intercept + one weight a kept group (Ilyas et al. 2022)."""
 
+import warnings
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from datamodels.metrics import r2
-from datamodels.moments import Regressors, moments, regressors, select
-from datamodels.solver import largest_lam, solve
+from datamodels import ridge
+from datamodels.folds import Fold, Folds, divide
+from datamodels.inputs import as_masks, as_outputs, usable_rows
+from datamodels.moments import Moments
+from datamodels.solver import TARGET_BLOCK, Path, largest_lam, solve
+
+Penalty = Literal["lasso", "ridge"]
+Choice = Literal["best", "one_se"]
 
 LAM_FRACTIONS = np.geomspace(1.0, 0.03, 16)
-"""The path of penalties tried, as shares of each target's largest useful one."""
+"""The path of lasso penalties tried, as shares of each target's largest useful one."""
 PATH_TOLERANCE = 1e-4
 """Relative duality gap on the path. Predictions are off by up to its square root times the
 standard deviation of the output, so 1e-3 would be felt in the choice of the penalty."""
@@ -29,11 +37,12 @@ class FitDiagnostics:
     """How the fit of each target was chosen, and how well it is solved."""
 
     lam: Float[np.ndarray, " t"]
-    """Chosen penalty, in output units."""
+    """Chosen penalty: of the lasso in output units, of ridge without a unit."""
     relative_gap: Float[np.ndarray, " t"]
     """Duality gap over half the output variance, in float64; certified below 1e-5."""
     validation_r2: Float[np.ndarray, " t"]
-    """R2 of the chosen penalty on the masks that chose it: optimistic."""
+    """R2 of the chosen penalty on the rows of each fold, predicted from the others: optimistic,
+    as they chose it. NaN for a constant output."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,24 +68,44 @@ def fit(
     masks: Bool[np.ndarray, "m g"],
     outputs: Float[np.ndarray, "m t"],
     *,
-    validation_share: float = 0.2,
+    penalty: Penalty = "lasso",
+    folds: int = 5,
+    choice: Choice = "best",
+    replicate_of: Int[np.ndarray, " m"] | None = None,
 ) -> AdditiveDatamodel:
-    """Lasso datamodels of all targets at once, each with its own penalty.
+    """Datamodels of all targets at once, each with its own penalty, chosen by cross-validation.
 
-    The last `validation_share` of the rows chooses lam on a path of 16 values; the weights are
-    then fitted on all rows at the chosen lam.
+    The weights are then fitted on all rows. Rows with an output that is not finite are left out,
+    with a warning.
 
     Args:
-        masks: True = kept. Rows are members; give each mask once.
-        outputs: finite outputs of the same members.
-        validation_share: between 0 and 1; at least 2 rows choose, and at least 2 are fitted.
+        masks: True = kept. Rows are members. Zeros and ones are taken too.
+        outputs: of the same members.
+        penalty: the lasso (few groups matter) or ridge (all matter a little).
+        folds: of the cross-validation; fewer where there are fewer distinct masks.
+        choice: the penalty with the least error, or the largest one whose error is within one
+            standard error of that (over folds), which leaves out more groups.
+        replicate_of: rows with the same number are retrains of one mask, and stay in one fold;
+            None: each row has a mask of its own.
 
     Raises:
-        ValueError: shapes that do not match, too few rows, outputs that are not finite.
+        ValueError: shapes that do not match, masks that are not zeros and ones, too few rows.
     """
-    masks, outputs = np.asarray(masks), np.asarray(outputs)
-    _check_shapes(masks, outputs)
-    return prepare(masks, validation_share=validation_share).fit(outputs)
+    masks, outputs = as_masks(masks), as_outputs(outputs)
+    usable = usable_rows(masks, outputs)
+    if not usable.all():
+        warnings.warn(
+            f"{int((~usable).sum())} of {len(usable)} rows hold outputs that are not finite, and "
+            f"are left out",
+            stacklevel=2,
+        )
+        masks, outputs = masks[usable], outputs[usable]
+        replicate_of = None if replicate_of is None else np.asarray(replicate_of)[usable]
+    prepared = prepare(masks, folds=folds, replicate_of=replicate_of)
+    targets = np.arange(outputs.shape[1])
+    blocks = np.split(targets, range(TARGET_BLOCK, len(targets), TARGET_BLOCK))
+    parts = [prepared.fit(outputs[:, own], penalty=penalty, choice=choice) for own in blocks]
+    return jax.tree.map(lambda *values: np.concatenate(values, axis=-1), *parts)
 
 
 @dataclass(frozen=True)
@@ -86,93 +115,179 @@ class Prepared:
     For outputs that do not fit into memory, a block of targets at a time.
     """
 
-    masks: Bool[np.ndarray, "m g"]
-    held: int
-    """Rows, the last ones, that choose lam."""
-    choosing: Regressors
-    """Of the other rows."""
-    whole: Regressors
+    folds: Folds
 
-    def fit(self, outputs: Float[np.ndarray, "m t"]) -> AdditiveDatamodel:
-        """The datamodels of some targets; errors as in `datamodels.fit`."""
-        _check_shapes(self.masks, outputs)
-        _check_finite(outputs)
-        fraction, start, validation_r2 = _choose(self, outputs)
-        problem = moments(self.whole, outputs)
-        lam = fraction * largest_lam(problem)
-        tolerance = CERTIFIED / 2
-        solution = solve(problem, lam, start=start, tolerance=tolerance, step=self.whole.step)
-        intercept = problem.mean_output - problem.mean_mask @ solution.weights
-        diagnostics = FitDiagnostics(lam, solution.relative_gap, validation_r2)
-        return AdditiveDatamodel(intercept.astype(np.float32), solution.weights, diagnostics)
+    def fit(
+        self,
+        outputs: Float[np.ndarray, "m t"],
+        *,
+        penalty: Penalty = "lasso",
+        choice: Choice = "best",
+    ) -> AdditiveDatamodel:
+        """The datamodels of some targets; all rows must be finite. Arguments as of `fit`."""
+        if not usable_rows(self.folds.masks, outputs).all():
+            raise ValueError("outputs hold values that are not finite; leave their rows out")
+        problem, rest = self.folds.problems(outputs)
+        if penalty == "ridge":
+            lam, weights, gap, error = _fit_ridge(self.folds, problem, rest, outputs, choice)
+        else:
+            lam, weights, gap, error = _fit_lasso(self.folds, problem, rest, outputs, choice)
+        intercept = problem.mean_output - problem.masks.mean_mask @ weights
+        energy = np.where(problem.energy > 0, problem.energy, np.nan)
+        diagnostics = FitDiagnostics(lam, gap, 1 - error / energy)
+        return AdditiveDatamodel(
+            intercept.astype(np.float32), weights.astype(np.float32), diagnostics
+        )
 
 
-def prepare(masks: Bool[np.ndarray, "m g"], *, validation_share: float = 0.2) -> Prepared:
+def prepare(
+    masks: Bool[np.ndarray, "m g"],
+    *,
+    folds: int = 5,
+    replicate_of: Int[np.ndarray, " m"] | None = None,
+) -> Prepared:
     """Begin a fit of any number of targets; arguments and errors as of `fit`."""
-    if masks.dtype != np.bool_:
-        raise ValueError(f"masks must be bool (True = kept), got {masks.dtype}")
-    if len(masks) < 4 or not 0 < validation_share < 1:
-        raise ValueError(
-            f"{len(masks)} rows and validation_share = {validation_share}; at least 4 rows and a "
-            f"share between 0 and 1 are needed"
-        )
-    held = int(np.clip(round(validation_share * len(masks)), 2, len(masks) - 2))
-    return Prepared(masks, held, regressors(masks[:-held]), regressors(masks))
+    if len(masks) < 4:
+        raise ValueError(f"{len(masks)} rows are too few to fit; at least 4 are needed")
+    if replicate_of is None:
+        replicate_of = np.arange(len(masks))
+    if len(replicate_of) != len(masks):
+        raise ValueError(f"replicate_of has {len(replicate_of)} numbers for {len(masks)} masks")
+    if folds >= 2:
+        folds = min(folds, len(np.unique(replicate_of)) // 2)
+    return Prepared(divide(masks, folds, replicate_of))
 
 
-def _check_shapes(masks: np.ndarray, outputs: np.ndarray) -> None:
-    if masks.ndim != 2 or outputs.ndim != 2 or len(masks) != len(outputs):
-        raise ValueError(
-            f"masks (m, g) and outputs (m, t) must share m, got {masks.shape}, {outputs.shape}"
-        )
-    if masks.shape[1] == 0 or outputs.shape[1] == 0:
-        raise ValueError(
-            f"masks {masks.shape} and outputs {outputs.shape} need at least one group and target"
-        )
+class _Chosen(NamedTuple):
+    lam: Float[np.ndarray, " t"]
+    weights: Float[np.ndarray, "g t"]
+    relative_gap: Float[np.ndarray, " t"]
+    error: Float[np.ndarray, " t"]
+    """Mean squared error of rows that were predicted from other folds."""
 
 
-def _check_finite(outputs: np.ndarray) -> None:
-    finite = np.isfinite(outputs)
-    if not finite.all():
-        row, target = np.argwhere(~finite)[0]
-        raise ValueError(
-            f"outputs hold {outputs[row, target]} in row {row}, target {target}; leave members "
-            f"that are not finite out"
-        )
+def _fit_lasso(
+    folds: Folds,
+    problem: Moments,
+    rest: list[Moments],
+    outputs: Float[np.ndarray, "m t"],
+    choice: Choice,
+) -> _Chosen:
+    top = largest_lam(problem)
+    errors = _lasso_errors(folds, rest, outputs, top)
+    position, error = choose(errors, choice)
+    lam = LAM_FRACTIONS[position] * top
+    solution = solve(problem, lam, tolerance=CERTIFIED / 2)
+    return _Chosen(lam, solution.weights, solution.relative_gap, error)
 
 
-def _choose(
-    prepared: Prepared, outputs: Float[np.ndarray, "m t"]
-) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, "g t"], Float[np.ndarray, " t"]]:
-    """Per target: best share of the largest lam, the weights there, and their validation R2.
+def _lasso_errors(
+    folds: Folds,
+    rest: list[Moments],
+    outputs: Float[np.ndarray, "m t"],
+    top: Float[np.ndarray, " t"],
+) -> Float[np.ndarray, "f p t"]:
+    """Mean squared errors of every fold's rows; infinite for penalties that were not tried.
 
     A target leaves the path once several penalties in a row did not help it: small ones are by far
     the dearest to solve, above all with fewer masks than groups, and few targets need them.
     """
-    held = prepared.held
-    problem = moments(prepared.choosing, outputs[:-held])
-    unseen = prepared.masks[-held:] - problem.mean_mask.astype(np.float32)
-    actual = outputs[-held:] - problem.mean_output.astype(np.float32)
-    step, top = prepared.choosing.step, largest_lam(problem)
-    best_error = np.full(outputs.shape[1], np.inf)
-    best_position = np.zeros(outputs.shape[1], np.int64)
-    best_weights = np.zeros(problem.correlation.shape, np.float32)
-    weights = best_weights.copy()
+    errors = np.full((len(folds.parts), len(LAM_FRACTIONS), len(top)), np.inf)
+    paths = [Path(problem) for problem in rest]
+    unseen = [_Unseen.of(fold, own, outputs) for fold, own in zip(folds.parts, rest, strict=True)]
+    active = np.arange(len(top))
     for position, fraction in enumerate(LAM_FRACTIONS):
-        patience = np.where(best_position == 0, FIRST_PATIENCE, PATIENCE)
-        active = np.flatnonzero(position - best_position <= patience)
-        if not active.size:
-            break
-        weights[:, active] = solve(
-            select(problem, active),
-            fraction * top[active],
-            start=weights[:, active],
-            tolerance=PATH_TOLERANCE,
-            step=step,
-        ).weights
-        error = np.square(actual[:, active] - unseen @ weights[:, active]).sum(0)
-        better = active[error < best_error[active]]
-        best_error[active] = np.minimum(error, best_error[active])
-        best_position[better] = position
-        best_weights[:, better] = weights[:, better]
-    return LAM_FRACTIONS[best_position], best_weights, r2(unseen @ best_weights, actual)
+        if position:
+            best = errors[:, :position].mean(0).argmin(0)
+            patience = np.where(best == 0, FIRST_PATIENCE, PATIENCE)
+            still = np.flatnonzero(position - best[active] <= patience[active])
+            if not still.size:
+                break
+            if 2 * still.size <= len(active):
+                # Narrower programs are compiled for few widths.
+                still = np.resize(still, 1 << (still.size - 1).bit_length())
+                active = active[still]
+                for number, path in enumerate(paths):
+                    path.keep(still)
+                    unseen[number] = unseen[number].keep(still)
+        for number, path in enumerate(paths):
+            path.advance(fraction * top[active], PATH_TOLERANCE)
+            errors[number, position, active] = unseen[number].error(path.scaled())
+    return errors
+
+
+class _Unseen(NamedTuple):
+    """Rows of a fold, on the device, in the units of the path that predicts them."""
+
+    masks: Bool[Array, "r g"]
+    mean_mask: Float[Array, " g"]
+    actual: Float[Array, "r t"]
+    """Less the mean over the other rows."""
+    unit: Float[np.ndarray, " t"]
+
+    @classmethod
+    def of(cls, fold: Fold, problem: Moments, outputs: Float[np.ndarray, "m t"]) -> "_Unseen":
+        unit = np.sqrt(np.where(problem.energy > 0, problem.energy, 1))
+        actual = (outputs[fold.rows] - problem.mean_output) / unit
+        mean = jnp.asarray(problem.masks.mean_mask, jnp.float32)
+        return cls(jnp.asarray(fold.masks), mean, jnp.asarray(actual, jnp.float32), unit)
+
+    def keep(self, targets: Int[np.ndarray, " k"]) -> "_Unseen":
+        return self._replace(actual=self.actual[:, targets], unit=self.unit[targets])
+
+    def error(self, scaled: Float[Array, "g t"]) -> Float[np.ndarray, " t"]:
+        """Mean squared error in output units."""
+        return np.asarray(_error(self.masks, self.mean_mask, self.actual, scaled)) * self.unit**2
+
+
+@jax.jit
+def _error(
+    masks: Bool[Array, "r g"],
+    mean_mask: Float[Array, " g"],
+    actual: Float[Array, "r t"],
+    weights: Float[Array, "g t"],
+) -> Float[Array, " t"]:
+    predicted = masks.astype(jnp.float32) @ weights - (mean_mask @ weights)[None]
+    return jnp.square(actual - predicted).mean(0)
+
+
+def _fit_ridge(
+    folds: Folds,
+    problem: Moments,
+    rest: list[Moments],
+    outputs: Float[np.ndarray, "m t"],
+    choice: Choice,
+) -> _Chosen:
+    tried = ridge.penalties(problem.masks, len(outputs))
+    errors = np.empty((len(rest), len(tried), outputs.shape[1]))
+    for number, (fold, own) in enumerate(zip(folds.parts, rest, strict=True)):
+        actual = outputs[fold.rows] - own.mean_output
+        for position, penalty in enumerate(tried):
+            weights = ridge.solve(own, float(penalty))
+            predicted = fold.masks @ weights - own.masks.mean_mask @ weights
+            errors[number, position] = np.square(actual - predicted).mean(0)
+    position, error = choose(errors, choice)
+    weights = np.empty(problem.correlation.shape, np.float32)
+    for number in np.unique(position):
+        own = position == number
+        weights[:, own] = ridge.solve(problem, float(tried[number]))[:, own]
+    lam = tried[position]
+    return _Chosen(lam, weights, ridge.relative_gap(weights, problem, lam), error)
+
+
+def choose(
+    errors: Float[np.ndarray, "f p t"], choice: Choice
+) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+    """Of penalties from large to small, the position of each target's choice, and its error.
+
+    Args:
+        errors: mean squared errors by fold, penalty and target; infinite where not tried.
+        choice: as in `fit`.
+    """
+    mean = errors.mean(0)
+    best = mean.argmin(0)
+    targets = np.arange(mean.shape[1])
+    if choice == "one_se":
+        spread = errors[:, best, targets].std(0, ddof=1) / np.sqrt(len(errors))
+        best = (mean <= mean[best, targets] + spread).argmax(0)
+    return best, mean[best, targets]

@@ -1,4 +1,7 @@
-"""What a sparse regression needs of masks and outputs: their second moments, in float64.
+"""What a regression needs of masks and outputs: their second moments, in float64.
+
+They are sums over rows, so those of some rows less those of others are those of the rest, and rows
+need never be in memory all at once: masks may be a memory-mapped array.
 
 Masks are zeros and ones, so a product of masks with masks is a count: whole numbers, which float32
 adds exactly, twice as fast as float64, as long as they stay below 2^24.
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.sparse.linalg import eigsh
@@ -31,17 +35,62 @@ class Factored:
 
 
 Gram = Float[np.ndarray, "g g"] | Factored
+DeviceGram = Float[Array, "g g"] | Factored
+"""In float32, where JAX computes."""
+
+
+class Counts(NamedTuple):
+    """Sums over rows of masks."""
+
+    rows: int
+    together: Float[np.ndarray, "g g"]
+    """How many rows keep both of two groups."""
+
+    def plus(self, others: "Counts") -> "Counts":
+        """Of both parts of the rows."""
+        return Counts(self.rows + others.rows, self.together + others.together)
+
+    def less(self, others: "Counts") -> "Counts":
+        """Of the rest of the rows."""
+        return Counts(self.rows - others.rows, self.together - others.together)
+
+
+class Products(NamedTuple):
+    """Sums over rows of masks and outputs, less a shift that all parts share."""
+
+    rows: int
+    first: Float[np.ndarray, " t"]
+    second: Float[np.ndarray, " t"]
+    with_masks: Float[np.ndarray, "g t"]
+
+    def plus(self, others: "Products") -> "Products":
+        """Of both parts of the rows."""
+        return Products(
+            self.rows + others.rows,
+            self.first + others.first,
+            self.second + others.second,
+            self.with_masks + others.with_masks,
+        )
+
+    def less(self, others: "Products") -> "Products":
+        """Of the rest of the rows."""
+        return Products(
+            self.rows - others.rows,
+            self.first - others.first,
+            self.second - others.second,
+            self.with_masks - others.with_masks,
+        )
 
 
 class Regressors(NamedTuple):
     """All that a regression needs of the masks, whatever the outputs."""
 
-    masks: Bool[np.ndarray, "m g"]
     mean_mask: Float[np.ndarray, " g"]
     """float64"""
     gram: Gram
     """Z'Z/m of the centred masks Z, in float64. Factored where the masks are fewer than half the
     groups, as that is cheaper, and where the groups are more than `WIDEST_GRAM`."""
+    device_gram: DeviceGram
     step: float
     """From `step_size`."""
 
@@ -49,61 +98,93 @@ class Regressors(NamedTuple):
 class Moments(NamedTuple):
     """All that a regression needs of masks and outputs, in float64."""
 
-    gram: Gram
-    """As in `Regressors`."""
+    masks: Regressors
     correlation: Float[np.ndarray, "g t"]
-    """Z'y/m"""
+    """Z'y/m of the centred masks and outputs."""
     energy: Float[np.ndarray, " t"]
-    """y'y/m of the centred outputs y."""
-    mean_mask: Float[np.ndarray, " g"]
+    """y'y/m"""
     mean_output: Float[np.ndarray, " t"]
+
+
+def is_factored(rows: int, groups: int) -> bool:
+    """Whether the Gram matrix of so many rows is not written out."""
+    return 2 * rows < groups or groups > WIDEST_GRAM
 
 
 def regressors(masks: Bool[np.ndarray, "m g"]) -> Regressors:
     """What the masks give, once for any number of targets."""
-    members, groups = masks.shape
+    if not is_factored(*masks.shape):
+        return from_counts(count(masks))
     mean = masks.mean(0, dtype=np.float64)
-    if 2 * members < groups or groups > WIDEST_GRAM:
-        gram: Gram = Factored((masks - mean) / np.sqrt(members))
-    else:
-        gram = kept_together(masks)
-        gram /= members
-        gram -= np.outer(mean, mean)
-    return Regressors(masks, mean, gram, step_size(gram))
+    return _regressors(mean, Factored((masks - mean) / np.sqrt(len(masks))))
 
 
-def kept_together(masks: Bool[np.ndarray, "m g"]) -> Float[np.ndarray, "g g"]:
-    """How many members keep both of two groups: whole numbers, exact, in float64."""
+def from_counts(counts: Counts) -> Regressors:
+    """The same from the sums."""
+    mean = np.diag(counts.together) / counts.rows
+    gram = counts.together / counts.rows
+    gram -= np.outer(mean, mean)
+    return _regressors(mean, gram)
+
+
+def _regressors(mean: Float[np.ndarray, " g"], gram: Gram) -> Regressors:
+    on_device = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), gram)
+    return Regressors(mean, gram, on_device, step_size(gram))
+
+
+def count(masks: Bool[np.ndarray, "m g"]) -> Counts:
+    """Exact, as whole numbers in float64."""
     groups = masks.shape[1]
-    counts = np.zeros((groups, groups))
+    together = np.zeros((groups, groups))
     for rows in row_blocks(len(masks)):
         kept = masks[rows].astype(np.float32)
-        counts += kept.T @ kept
-    return counts
+        together += kept.T @ kept
+    return Counts(len(masks), together)
+
+
+def multiply(
+    masks: Bool[np.ndarray, "m g"],
+    outputs: Float[np.ndarray, "m t"],
+    shift: Float[np.ndarray, " t"],
+) -> Products:
+    """Accumulated in float64. A shift near the outputs' means keeps the digits that matter."""
+    targets = outputs.shape[1]
+    first, second = np.zeros(targets), np.zeros(targets)
+    with_masks = np.zeros((masks.shape[1], targets))
+    for rows in row_blocks(len(outputs)):
+        shifted = outputs[rows] - shift
+        first += shifted.sum(0)
+        second += np.square(shifted).sum(0)
+        with_masks += masks[rows].astype(np.float64).T @ shifted
+    return Products(len(outputs), first, second, with_masks)
+
+
+def centred(masks: Regressors, products: Products, shift: Float[np.ndarray, " t"]) -> Moments:
+    """The centred moments from the sums of the same rows."""
+    mean = products.first / products.rows
+    correlation = products.with_masks / products.rows - masks.mean_mask[:, None] * mean
+    energy = np.maximum(products.second / products.rows - np.square(mean), 0)
+    return Moments(masks, correlation, energy, shift + mean)
+
+
+def shift_of(outputs: Float[np.ndarray, "m t"]) -> Float[np.ndarray, " t"]:
+    """The means; of a constant output its value, as rounding would look like a signal."""
+    constant = (outputs == outputs[0]).all(0)
+    return np.where(constant, outputs[0], outputs.mean(0, dtype=np.float64)).astype(np.float64)
+
+
+def moments(
+    masks: Bool[np.ndarray, "m g"], own: Regressors, outputs: Float[np.ndarray, "m t"]
+) -> Moments:
+    """The centred moments of masks, of which `own` are the regressors, and outputs."""
+    shift = shift_of(outputs)
+    return centred(own, multiply(masks, outputs, shift), shift)
 
 
 def row_blocks(rows: int) -> Iterator[slice]:
     """Parts of the rows that are worked on one after the other."""
     for first in range(0, rows, ROW_BLOCK):
         yield slice(first, min(first + ROW_BLOCK, rows))
-
-
-def moments(masks: Regressors, outputs: Float[np.ndarray, "m t"]) -> Moments:
-    """Centred second moments, accumulated in float64."""
-    mean_output = outputs.mean(0, dtype=np.float64)
-    # Of a constant output rounding would leave noise that a solver takes for a signal.
-    constant = (outputs == outputs[0]).all(0)
-    correlation = np.zeros((masks.masks.shape[1], outputs.shape[1]))
-    energy = np.zeros(outputs.shape[1])
-    for rows in row_blocks(len(outputs)):
-        centred = np.where(constant, 0, outputs[rows] - mean_output)
-        # The centred outputs add up to nothing, so the masks need not be centred.
-        correlation += masks.masks[rows].astype(np.float64).T @ centred
-        energy += np.square(centred).sum(0)
-    members = len(outputs)
-    return Moments(
-        masks.gram, correlation / members, energy / members, masks.mean_mask, mean_output
-    )
 
 
 def select(problem: Moments, targets: Int[np.ndarray, " k"]) -> Moments:

@@ -19,7 +19,6 @@ judged by its duality gap, never by a number of iterations.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import sparse
 
-from datamodels.moments import Factored, Moments, step_size
+from datamodels.moments import DeviceGram, Factored, Moments, select
 
 TARGET_BLOCK = 1024
 """Targets solved in one program: bounds memory."""
@@ -47,10 +46,6 @@ SPARSE = 0.03
 """Share of weights that are not zero below which a sparse product is faster than a dense one."""
 ROUNDING = 1e-6
 """Of an objective in float32, for outputs of unit energy."""
-
-
-DeviceGram = Float[Array, "g g"] | Factored
-"""A Gram matrix in float32."""
 
 
 class Solution(NamedTuple):
@@ -118,11 +113,11 @@ def relative_gap(
     """The certificate: relative duality gap of each target, evaluated in float64."""
     unit = _unit(problem)
     l1, l2 = _penalties(lam, unit, l1_ratio)
-    scaled = weights / unit
-    if isinstance(problem.gram, Factored) or np.count_nonzero(scaled) > SPARSE * scaled.size:
-        product = problem.gram @ scaled
+    scaled, gram = weights / unit, problem.masks.gram
+    if isinstance(gram, Factored) or np.count_nonzero(scaled) > SPARSE * scaled.size:
+        product = gram @ scaled
     else:
-        product = (sparse.csr_array(scaled.T) @ problem.gram).T
+        product = (sparse.csr_array(scaled.T) @ gram).T
     correlation, energy = problem.correlation / unit, problem.energy / unit**2
     return np.asarray(_gap(np, scaled, product, correlation, energy, l1, l2))
 
@@ -135,7 +130,6 @@ def solve(
     start: Float[np.ndarray, "g t"] | None = None,
     tolerance: float = 1e-5,
     max_iterations: int = 3000,
-    step: float | None = None,
 ) -> Solution:
     """Solve for all targets, iterating in float32; the gap is then evaluated in float64.
 
@@ -146,12 +140,21 @@ def solve(
         start: weights to start from.
         tolerance: relative duality gap to reach; float32 reaches about 1e-6.
         max_iterations: a bound for degenerate problems; the returned gap says what was reached.
-        step: from `step_size`, when it is known already.
     """
-    path = Path(problem, l1_ratio=l1_ratio, start=start, step=step)
-    weights = path.advance(lam, tolerance=tolerance, max_iterations=max_iterations)
+    found, iterations = [], 0
+    for own in _target_blocks(problem):
+        path = Path(
+            select(problem, own),
+            l1_ratio=l1_ratio,
+            start=None if start is None else start[:, own],
+            max_iterations=max_iterations,
+        )
+        path.advance(lam[own], tolerance)
+        found.append(path.weights())
+        iterations = max(iterations, path.iterations)
+    weights = np.concatenate(found, axis=1)
     gap = relative_gap(weights, problem, lam, l1_ratio=l1_ratio)
-    return Solution(weights, gap, path.iterations)
+    return Solution(weights, gap, iterations)
 
 
 def solve_path(
@@ -160,19 +163,24 @@ def solve_path(
     *,
     l1_ratio: float = 1.0,
     tolerance: float = 1e-5,
-    step: float | None = None,
 ) -> list[Solution]:
-    """Solve for one penalty after the other, each from the solution before; as in `solve`.
+    """Solve for one penalty after the other, each from the solutions before; as in `solve`.
 
     Args:
         problem: from `moments`.
         lams: p penalties a target, from large to small.
         l1_ratio: as in `solve`.
         tolerance: for each penalty.
-        step: as in `solve`.
     """
-    path = Path(problem, l1_ratio=l1_ratio, step=step)
-    found = [(path.advance(lam, tolerance=tolerance), path.iterations) for lam in lams]
+    paths = [
+        (own, Path(select(problem, own), l1_ratio=l1_ratio)) for own in _target_blocks(problem)
+    ]
+    found = []
+    for lam in lams:
+        for own, path in paths:
+            path.advance(lam[own], tolerance)
+        weights = np.concatenate([path.weights() for _, path in paths], axis=1)
+        found.append((weights, max(path.iterations for _, path in paths)))
     # All certificates together: threads of NumPy's products and of XLA's wait for one another.
     return [
         Solution(weights, relative_gap(weights, problem, lam, l1_ratio=l1_ratio), iterations)
@@ -180,8 +188,16 @@ def solve_path(
     ]
 
 
+def _target_blocks(problem: Moments) -> list[Int[np.ndarray, " b"]]:
+    targets = np.arange(len(problem.energy))
+    return np.split(targets, range(TARGET_BLOCK, len(targets), TARGET_BLOCK))
+
+
 class Path:
-    """Solutions of one problem, each penalty's from those before; the state is on the device."""
+    """Solutions of one problem, each penalty's from those before.
+
+    They stay on the device, in units of each target's standard deviation.
+    """
 
     def __init__(
         self,
@@ -189,7 +205,7 @@ class Path:
         *,
         l1_ratio: float = 1.0,
         start: Float[np.ndarray, "g t"] | None = None,
-        step: float | None = None,
+        max_iterations: int = 3000,
     ):
         """Arguments as of `solve`.
 
@@ -199,88 +215,45 @@ class Path:
         if not 0 < l1_ratio <= 1:
             raise ValueError(f"l1_ratio = {l1_ratio} must be above 0 and at most 1")
         self.iterations = 0
-        """Of the last penalty, in the block of targets that took most."""
-        self._l1_ratio = l1_ratio
+        """Of the last penalty, for the target that took most."""
+        self._gram, self._step = problem.masks.device_gram, jnp.float32(problem.masks.step)
+        self._l1_ratio, self._max_iterations = l1_ratio, max_iterations
         self._unit = _unit(problem)
-        self._step = jnp.float32(step_size(problem.gram) if step is None else step)
-        self._gram = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), problem.gram)
+        self._correlation = jnp.asarray(problem.correlation / self._unit, jnp.float32)
+        self._energy = jnp.asarray(problem.energy / self._unit**2, jnp.float32)
         if start is None:
             start = np.zeros(problem.correlation.shape, np.float32)
-        targets = np.arange(len(self._unit))
-        self._blocks = [
-            _Block.begin(self._gram, problem, self._unit, start, self._step, own)
-            for own in np.split(targets, range(TARGET_BLOCK, len(targets), TARGET_BLOCK))
-        ]
+        begin = jnp.asarray(start / self._unit, jnp.float32)
+        self._point = self._before = _begin(self._gram, begin, self._step)
+        # Of the last two solutions; 0 where there is none.
+        self._l1 = self._l1_before = jnp.zeros(len(self._unit))
 
-    def advance(
-        self, lam: Float[np.ndarray, " t"], *, tolerance: float, max_iterations: int = 3000
-    ) -> Float[np.ndarray, "g t"]:
-        """The weights for the next penalty; their gap is that of float32 arithmetic."""
+    def advance(self, lam: Float[np.ndarray, " t"], tolerance: float) -> None:
+        """Solve for the next penalty, to a gap that float32 arithmetic sees."""
         l1, l2 = _penalties(lam, self._unit, self._l1_ratio)
-        found = []
-        self.iterations = 0
-        for block in self._blocks:
-            own = block.targets
-            task = _Task(
-                block.correlation,
-                block.energy,
-                jnp.asarray(l1[own], jnp.float32),
-                jnp.asarray(l2[own], jnp.float32),
-            )
-            point, taken = _solve_block(
-                self._gram, task, block.start(task.l1), self._step, tolerance, max_iterations
-            )
-            block.move(point, task.l1)
-            self.iterations = max(self.iterations, taken)
-            found.append(np.asarray(point.weights) * self._unit[own].astype(np.float32))
-        return np.concatenate(found, axis=1)
+        l1, l2 = jnp.asarray(l1, jnp.float32), jnp.asarray(l2, jnp.float32)
+        task = _Task(self._correlation, self._energy, l1, l2)
+        start = _ahead(self._point, self._before, l1, self._l1, self._l1_before)
+        self._before, self._l1_before = self._point, self._l1
+        self._point, self.iterations = _solve_block(
+            self._gram, task, start, self._step, tolerance, self._max_iterations
+        )
+        self._l1 = l1
 
+    def scaled(self) -> Float[Array, "g t"]:
+        """The last solution, in units of the targets' deviations, on the device."""
+        return self._point.weights
 
-@dataclass
-class _Block:
-    """Targets that are solved together, and where they are; in units of their deviation."""
+    def weights(self) -> Float[np.ndarray, "g t"]:
+        """The last solution, in output units."""
+        return np.asarray(self._point.weights) * self._unit.astype(np.float32)
 
-    targets: Int[np.ndarray, " b"]
-    correlation: Float[Array, "g b"]
-    energy: Float[Array, " b"]
-    point: _Point
-    """The last solution."""
-    before: _Point
-    """The one before."""
-    l1: Float[Array, " b"]
-    """Of the last solution; 0 if there is none."""
-    l1_before: Float[Array, " b"]
-
-    @classmethod
-    def begin(
-        cls,
-        gram: DeviceGram,
-        problem: Moments,
-        unit: Float[np.ndarray, " t"],
-        start: Float[np.ndarray, "g t"],
-        step: Float[Array, ""],
-        targets: Int[np.ndarray, " k"],
-    ) -> "_Block":
-        point = _begin(gram, _in_units(start, unit, targets), step)
-        never = jnp.zeros(len(targets))
-        correlation = _in_units(problem.correlation, unit, targets)
-        energy = jnp.asarray(problem.energy[targets] / unit[targets] ** 2, jnp.float32)
-        return cls(targets, correlation, energy, point, point, never, never)
-
-    def start(self, l1: Float[Array, " b"]) -> _Point:
-        """Where to begin with the next penalty: between the kinks, a solution is linear in it."""
-        return _ahead(self.point, self.before, l1, self.l1, self.l1_before)
-
-    def move(self, point: _Point, l1: Float[Array, " b"]) -> None:
-        """Keep the solution of a penalty."""
-        self.before, self.l1_before = self.point, self.l1
-        self.point, self.l1 = point, l1
-
-
-def _in_units(
-    values: Float[np.ndarray, "g t"], unit: Float[np.ndarray, " t"], targets: Int[np.ndarray, " b"]
-) -> Float[Array, "g b"]:
-    return jnp.asarray(values[:, targets] / unit[targets], jnp.float32)
+    def keep(self, targets: Int[np.ndarray, " k"]) -> None:
+        """Go on with some of the targets."""
+        self._unit = self._unit[targets]
+        parts = (self._correlation, self._energy, self._point, self._before)
+        self._correlation, self._energy, self._point, self._before = _pick(parts, targets)
+        self._l1, self._l1_before = _pick((self._l1, self._l1_before), targets)
 
 
 @jax.jit

@@ -64,12 +64,10 @@ def fit(
         UserError: as in `divide`.
     """
     parts = divide(main, config)
-    prepared = datamodels.prepare(
-        main.masks[parts.fitted], validation_share=config.validation_share
-    )
+    prepared = datamodels.prepare(main.masks[parts.fitted], folds=config.folds)
     for block in target_blocks(slice(0, targets)):
         outputs = main.outputs(block)
-        model = prepared.fit(outputs[parts.fitted])
+        model = prepared.fit(outputs[parts.fitted], penalty=config.penalty, choice=config.choice)
         actual = outputs[parts.held_out]
         predicted = model.predict(main.masks[parts.held_out])
         yield (

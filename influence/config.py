@@ -30,8 +30,12 @@ class FitConfig:
 
     held_out: int = 200
     """Masks of the main arm that no fit ever sees; LDS and R2 are measured on them."""
-    validation_share: float = 0.2
-    """Share of the other masks that chooses the penalty of each target."""
+    penalty: Literal["lasso", "ridge"] = "lasso"
+    """lasso: few examples matter to a target; ridge: all do a little."""
+    folds: int = 5
+    """Of the cross-validation over the other masks that chooses the penalty of each target."""
+    choice: Literal["best", "one_se"] = "best"
+    """The penalty with the least error, or the largest within one standard error of it."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,11 @@ def check(config: Config) -> None:
         "fit.held_out",
         f"at most sweep.members - 4 = {sweep.members - 4}, so that some masks are left to fit",
     )
-    require(0 < fit.validation_share < 1, "fit.validation_share", "above 0 and below 1")
+    require(
+        2 <= fit.folds <= sweep.members - fit.held_out,
+        "fit.folds",
+        f"from 2 to sweep.members - fit.held_out = {sweep.members - fit.held_out}",
+    )
     require(0 < audit.budget < 1, "audit.budget", "above 0 and below 1")
     require(audit.seeds >= 2, "audit.seeds", "at least 2")
     require(config.ray.retries >= -1, "ray.retries", "at least -1")

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import optax
-from sklearn.linear_model import ElasticNet, Lasso
+from sklearn.linear_model import ElasticNet, Lasso, Ridge
 
 
 def train_linear_by_hand(kernel, bias, inputs, labels, batches, optim):
@@ -113,17 +113,23 @@ def largest_lam_by_loop(masks, outputs):
     return np.array(largest)
 
 
-def choose_lam_by_sklearn(masks, outputs, held, fractions):
-    """Per target: the share of the largest lam with the least error on the last rows, its R2."""
-    seen, unseen = slice(None, len(masks) - held), slice(len(masks) - held, None)
-    top = largest_lam_by_loop(masks[seen], outputs[seen])
-    total = np.square(outputs[unseen] - outputs[unseen].mean(0)).sum(0)
+def lasso_errors_by_sklearn(masks, outputs, fold_of_row, lams):
+    """Mean squared errors (folds, penalties, targets) of rows predicted from the other folds."""
     errors = []
-    for fraction in fractions:
-        weights, intercepts = lasso_by_sklearn(masks[seen], outputs[seen], fraction * top)
-        errors.append(np.square(outputs[unseen] - masks[unseen] @ weights - intercepts).sum(0))
-    errors = np.stack(errors)
-    return fractions[errors.argmin(0)], 1 - errors.min(0) / total
+    for fold in range(fold_of_row.max() + 1):
+        unseen = fold_of_row == fold
+        errors.append([])
+        for lam in lams:
+            weights, intercepts = lasso_by_sklearn(masks[~unseen], outputs[~unseen], lam)
+            residual = outputs[unseen] - masks[unseen] @ weights - intercepts
+            errors[-1].append(np.square(residual).mean(0))
+    return np.array(errors)
+
+
+def ridge_by_sklearn(masks, outputs, penalty):
+    """Weights (g, t) of scikit-learn's Ridge, which does not divide by the number of rows."""
+    model = Ridge(alpha=penalty * len(masks), solver="svd")
+    return model.fit(masks.astype(np.float64), outputs.astype(np.float64)).coef_.T
 
 
 def predict_by_loop(masks, weights, intercept):

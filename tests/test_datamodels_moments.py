@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodels import moments as module
-from datamodels.moments import Factored, kept_together, moments, regressors
+from datamodels.folds import divide
+from datamodels.moments import Factored, count, moments, regressors
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -17,7 +18,7 @@ def test_groups_kept_together_are_counted_in_blocks_of_rows(seed, block):
     expected = [[sum(a and b for a, b in zip(x, y, strict=True)) for x in masks.T] for y in masks.T]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ROW_BLOCK", block)
-        np.testing.assert_array_equal(kept_together(masks), expected)
+        np.testing.assert_array_equal(count(masks).together, expected)
 
 
 @pytest.mark.parametrize("widest", [100, 3])
@@ -25,11 +26,45 @@ def test_blocks_of_rows_and_a_factored_gram_matrix_change_nothing(monkeypatch, w
     rng = np.random.default_rng(0)
     masks = rng.random((50, 6)) < 0.3
     outputs = 100 + rng.standard_normal((50, 4))
-    whole = moments(regressors(masks), outputs)
+    whole = moments(masks, regressors(masks), outputs)
     monkeypatch.setattr(module, "ROW_BLOCK", 7)
     monkeypatch.setattr(module, "WIDEST_GRAM", widest)
-    parts = moments(regressors(masks), outputs)
-    assert isinstance(parts.gram, Factored) == (widest == 3)
-    np.testing.assert_allclose(parts.gram @ np.eye(6), whole.gram @ np.eye(6), atol=1e-12)
-    for name in ("correlation", "energy", "mean_mask", "mean_output"):
+    parts = moments(masks, regressors(masks), outputs)
+    assert isinstance(parts.masks.gram, Factored) == (widest == 3)
+    np.testing.assert_allclose(
+        parts.masks.gram @ np.eye(6), whole.masks.gram @ np.eye(6), atol=1e-12
+    )
+    np.testing.assert_allclose(parts.masks.mean_mask, masks.mean(0), atol=1e-15)
+    for name in ("correlation", "energy", "mean_output"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-12)
+
+
+@pytest.mark.parametrize(("members", "groups"), [(60, 6), (20, 60)])
+def test_the_problem_without_a_fold_is_that_of_the_other_rows(members, groups):
+    rng = np.random.default_rng(1)
+    masks = rng.random((members, groups)) < 0.4
+    outputs = 1000 + rng.standard_normal((members, 3))
+    outputs[:, 2] = 0.1
+    number = np.repeat(np.arange(members // 2), 2)
+    folds = divide(masks, 3, number)
+    whole, rest = folds.problems(outputs)
+    for fold, (part, problem) in enumerate(zip(folds.parts, rest, strict=True)):
+        np.testing.assert_array_equal(part.rows, np.flatnonzero(number % 3 == fold))
+        others = number % 3 != fold
+        expected = moments(masks[others], regressors(masks[others]), outputs[others])
+        assert_same(problem, expected)
+    assert_same(whole, moments(masks, regressors(masks), outputs))
+
+
+def assert_same(problem, expected):
+    groups = len(problem.correlation)
+    np.testing.assert_allclose(
+        problem.masks.gram @ np.eye(groups), expected.masks.gram @ np.eye(groups), atol=1e-12
+    )
+    assert problem.masks.step == pytest.approx(expected.masks.step, rel=1e-2)
+    for name in ("correlation", "energy", "mean_output"):
+        np.testing.assert_allclose(
+            getattr(problem, name), getattr(expected, name), atol=1e-10, err_msg=name
+        )
+    assert problem.energy[2] == 0
+    assert (problem.correlation[:, 2] == 0).all()

@@ -1,5 +1,6 @@
 """The lasso solver and its certificate."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def problem_of(masks, outputs):
-    return moments(regressors(masks), outputs)
+    return moments(masks, regressors(masks), outputs)
 
 
 def bank(seed=0, members=120, groups=30, targets=3, kept=0.5):
@@ -30,7 +31,7 @@ def bank(seed=0, members=120, groups=30, targets=3, kept=0.5):
 def solved(masks, outputs, lam, **options):
     problem = problem_of(masks, outputs)
     solution = solve(problem, lam, **{"tolerance": TIGHT, **options})
-    return solution, problem.mean_output - problem.mean_mask @ solution.weights
+    return solution, problem.mean_output - problem.masks.mean_mask @ solution.weights
 
 
 def slopes(masks, outputs, weights):
@@ -56,10 +57,10 @@ def test_moments_equal_the_covariances_of_the_raw_data():
     masks, outputs = bank(2, members=50, groups=6)
     problem = problem_of(masks, outputs)
     both = np.cov(np.hstack([masks, outputs]).astype(np.float64).T, ddof=0)
-    np.testing.assert_allclose(problem.gram, both[:6, :6], atol=1e-14)
+    np.testing.assert_allclose(problem.masks.gram, both[:6, :6], atol=1e-14)
     np.testing.assert_allclose(problem.correlation, both[:6, 6:], atol=1e-14)
     np.testing.assert_allclose(problem.energy, np.diag(both)[6:], rtol=1e-12)
-    np.testing.assert_allclose(problem.mean_mask, masks.sum(0) / 50)
+    np.testing.assert_allclose(problem.masks.mean_mask, masks.sum(0) / 50)
     np.testing.assert_allclose(problem.mean_output, outputs.astype(np.float64).sum(0) / 50)
 
 
@@ -275,7 +276,7 @@ def test_step_is_just_below_one_over_the_largest_eigenvalue(seed, groups, member
     rng = np.random.default_rng(seed)
     masks = rng.random((members, groups)) < rng.uniform(0.1, 0.9)
     masks[0], masks[1] = True, False  # every group varies
-    gram = problem_of(masks, np.zeros((members, 1))).gram
+    gram = problem_of(masks, np.zeros((members, 1))).masks.gram
     bound = 1 / np.linalg.eigvalsh(gram @ np.eye(groups))[-1]
     assert 0.95 * bound < step_size(gram) <= bound
 
@@ -291,9 +292,11 @@ def test_a_factored_gram_matrix_gives_the_same_solution():
     masks = rng.random((30, 80)) < 0.5
     outputs = masks[:, :5] @ rng.standard_normal((5, 4)) + 0.1 * rng.standard_normal((30, 4))
     factored = problem_of(masks, outputs)
-    assert isinstance(factored.gram, Factored)
-    written = factored._replace(gram=factored.gram.rows.T @ factored.gram.rows)
-    assert step_size(factored.gram) == pytest.approx(step_size(written.gram), rel=2e-3)
+    assert isinstance(factored.masks.gram, Factored)
+    gram = factored.masks.gram.rows.T @ factored.masks.gram.rows
+    own = factored.masks._replace(gram=gram, device_gram=jnp.asarray(gram, jnp.float32))
+    written = factored._replace(masks=own)
+    assert step_size(factored.masks.gram) == pytest.approx(step_size(written.masks.gram), rel=2e-3)
     lam = 0.2 * largest_lam(factored)
     first, second = solve(factored, lam, tolerance=1e-6), solve(written, lam, tolerance=1e-6)
     np.testing.assert_allclose(first.weights, second.weights, atol=2e-3)

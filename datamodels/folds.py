@@ -1,0 +1,91 @@
+"""Cross-validation: rows in folds, and the regression problem of all rows but those of each fold.
+
+Second moments are sums over rows, so those without a fold are those of all rows less its own.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from datamodels.moments import (
+    Counts,
+    Moments,
+    Products,
+    Regressors,
+    centred,
+    count,
+    from_counts,
+    is_factored,
+    multiply,
+    regressors,
+    shift_of,
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Some rows, and what the masks of all others give."""
+
+    rows: Int[np.ndarray, " r"]
+    masks: Bool[np.ndarray, "r g"]
+    """Of the rows."""
+    others: Regressors
+
+
+@dataclass(frozen=True)
+class Folds:
+    """All rows in folds; rows of the same mask are in the same one."""
+
+    masks: Bool[np.ndarray, "m g"]
+    whole: Regressors
+    parts: tuple[Fold, ...]
+
+    def problems(self, outputs: Float[np.ndarray, "m t"]) -> tuple[Moments, list[Moments]]:
+        """The problem of all rows, and those without each fold."""
+        shift = shift_of(outputs)
+        own = [multiply(fold.masks, outputs[fold.rows], shift) for fold in self.parts]
+        total = reduce(Products.plus, own)
+        rest = [
+            centred(fold.others, total.less(products), shift)
+            for fold, products in zip(self.parts, own, strict=True)
+        ]
+        return centred(self.whole, total, shift), rest
+
+
+def fold_numbers(replicate_of: Int[np.ndarray, " m"], folds: int) -> Int[np.ndarray, " m"]:
+    """The fold of every row: distinct masks take turns, in the order of their numbers."""
+    return np.unique(replicate_of, return_inverse=True)[1] % folds
+
+
+def divide(
+    masks: Bool[np.ndarray, "m g"], folds: int, replicate_of: Int[np.ndarray, " m"]
+) -> Folds:
+    """Put the rows into folds.
+
+    Args:
+        masks: True = kept.
+        folds: how many; at most as many as there are distinct masks.
+        replicate_of: rows with the same number are retrains of one mask.
+
+    Raises:
+        ValueError: fewer than 2 folds, or more than distinct masks.
+    """
+    distinct = len(np.unique(replicate_of))
+    if not 2 <= folds <= distinct:
+        raise ValueError(
+            f"folds = {folds} must be from 2 to the number of distinct masks, {distinct}"
+        )
+    number = fold_numbers(replicate_of, folds)
+    rows = [np.flatnonzero(number == fold) for fold in range(folds)]
+    parts = [masks[own] for own in rows]
+    if is_factored(len(masks) - max(map(len, rows)), masks.shape[1]):
+        others = [regressors(np.delete(masks, own, axis=0)) for own in rows]
+        whole = regressors(masks)
+    else:
+        counts = [count(part) for part in parts]
+        total = reduce(Counts.plus, counts)
+        others = [from_counts(total.less(own)) for own in counts]
+        whole = from_counts(total)
+    return Folds(masks, whole, tuple(map(Fold, rows, parts, others)))
