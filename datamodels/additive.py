@@ -1,6 +1,7 @@
 """Additive datamodels: output = intercept + one weight a kept group (Ilyas et al. 2022)."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -174,27 +175,33 @@ def _fit_lasso(
     choice: Choice,
 ) -> _Chosen:
     top = largest_lam(problem)
-    errors = _lasso_errors(folds, rest, outputs, top)
+    errors = lasso_errors(folds.parts, rest, outputs, top)
     position, error = choose(errors, choice)
     lam = LAM_FRACTIONS[position] * top
     solution = solve(problem, lam, tolerance=CERTIFIED / 2)
     return _Chosen(lam, solution.weights, solution.relative_gap, error)
 
 
-def _lasso_errors(
-    folds: Folds,
-    rest: list[Moments],
+def lasso_errors(
+    parts: Sequence[Fold],
+    rest: Sequence[Moments],
     outputs: Float[np.ndarray, "m t"],
     top: Float[np.ndarray, " t"],
 ) -> Float[np.ndarray, "f p t"]:
     """Mean squared errors of every fold's rows; infinite for penalties that were not tried.
 
+    Args:
+        parts: the folds.
+        rest: for each, the problem that predicts it.
+        outputs: of all rows.
+        top: the penalties are `LAM_FRACTIONS` of it.
+
     A target leaves the path once several penalties in a row did not help it: small ones are by far
     the dearest to solve, above all with fewer masks than groups, and few targets need them.
     """
-    errors = np.full((len(folds.parts), len(LAM_FRACTIONS), len(top)), np.inf)
+    errors = np.full((len(parts), len(LAM_FRACTIONS), len(top)), np.inf)
     paths = [Path(problem) for problem in rest]
-    unseen = [_Unseen.of(fold, own, outputs) for fold, own in zip(folds.parts, rest, strict=True)]
+    unseen = [_Unseen.of(fold, own, outputs) for fold, own in zip(parts, rest, strict=True)]
     active = np.arange(len(top))
     for position, fraction in enumerate(LAM_FRACTIONS):
         if position:

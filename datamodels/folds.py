@@ -4,7 +4,7 @@ Second moments are sums over rows, so those without a fold are those of all rows
 """
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -44,14 +44,38 @@ class Folds:
 
     def problems(self, outputs: Float[np.ndarray, "m t"]) -> tuple[Moments, list[Moments]]:
         """The problem of all rows, and those without each fold."""
-        shift = shift_of(outputs)
-        own = [multiply(fold.masks, outputs[fold.rows], shift) for fold in self.parts]
+        shift, own = self._products(outputs)
         total = reduce(Products.plus, own)
         rest = [
             centred(fold.others, total.less(products), shift)
             for fold, products in zip(self.parts, own, strict=True)
         ]
         return centred(self.whole, total, shift), rest
+
+    def nested_problems(self, outputs: Float[np.ndarray, "m t"]) -> list[Moments]:
+        """Those without each fold and the next one, which may choose what the first must not."""
+        shift, own = self._products(outputs)
+        total = reduce(Products.plus, own)
+        return [
+            centred(masks, total.less(products).less(after), shift)
+            for masks, products, after in zip(
+                self._without_two, own, [*own[1:], own[0]], strict=True
+            )
+        ]
+
+    @cached_property
+    def _without_two(self) -> list[Regressors]:
+        found = []
+        for fold, after in zip(self.parts, [*self.parts[1:], self.parts[0]], strict=True):
+            left_out = np.concatenate([fold.rows, after.rows])
+            found.append(regressors(np.delete(self.masks, left_out, axis=0)))
+        return found
+
+    def _products(
+        self, outputs: Float[np.ndarray, "m t"]
+    ) -> tuple[Float[np.ndarray, " t"], list[Products]]:
+        shift = shift_of(outputs)
+        return shift, [multiply(fold.masks, outputs[fold.rows], shift) for fold in self.parts]
 
 
 def fold_numbers(replicate_of: Int[np.ndarray, " m"], folds: int) -> Int[np.ndarray, " m"]:

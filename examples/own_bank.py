@@ -20,5 +20,11 @@ predicted = model.predict(masks[held_out])
 print("held-out R2: ", datamodels.r2(predicted, outputs[held_out])[0].round(3))
 print("held-out LDS:", datamodels.lds(predicted, outputs[held_out])[0].round(3))
 print("duality gap: ", f"{model.diagnostics.relative_gap[0]:.0e}", "(certified below 1e-5)")
-for group in np.argsort(-np.abs(model.weights[:, 0]))[:4]:
-    print(f"group {group:2d}: keeping it changes the output by {model.weights[group, 0]:+.2f}")
+
+effects = datamodels.effects(masks, outputs, alpha=0.5)
+(low, high), q = effects.interval(), effects.q_values()
+for group in np.argsort(q[:, 0])[:4]:
+    print(
+        f"group {group:2d}: keeping it changes the output by {effects.estimate[group, 0]:+.2f} "
+        f"({low[group, 0]:+.2f} to {high[group, 0]:+.2f}; q = {q[group, 0]:.1g})"
+    )
