@@ -82,7 +82,8 @@ class Centred:
     """The dense arrays that the other solvers work on."""
 
     def __init__(self, problem: Problem, *, gram: bool):
-        self.masks = np.asfortranarray(problem.masks - problem.masks.mean(0))
+        centred = problem.masks - problem.masks.mean(0)
+        self.masks = centred if gram else np.asfortranarray(centred)
         self.outputs = (problem.outputs - problem.outputs.mean(0)).T.astype(np.float64)
         self.lams = problem.lams
         if gram:

@@ -25,7 +25,7 @@ from scipy.stats import false_discovery_control, norm
 from datamodels.additive import LAM_FRACTIONS, PATH_TOLERANCE, choose, fit, lasso_errors, prepare
 from datamodels.folds import Fold
 from datamodels.inputs import as_masks, as_outputs, usable_rows
-from datamodels.moments import row_blocks
+from datamodels.moments import ROW_BLOCK, row_blocks
 from datamodels.solver import largest_lam, solve
 
 COPIES = 7_205_759
@@ -171,7 +171,7 @@ def _scores(
     alpha = np.broadcast_to(alpha, (len(first_row), fold.masks.shape[1]))
     mean = np.zeros((fold.masks.shape[1], residual.shape[1]))
     square = np.zeros_like(mean)
-    for rows in row_blocks(len(first_row)):
+    for rows in row_blocks(len(first_row), ROW_BLOCK):
         own = alpha[rows]
         variance = own * (1 - own)
         scale = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)

@@ -18,7 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.sparse.linalg import eigsh
 
 ROW_BLOCK = 2048
-"""Rows that are worked on at once: bounds memory, and keeps counts exact in float32."""
+"""Rows that are multiplied with outputs at once: bounds memory."""
+COUNT_BLOCK = 16_384
+"""Rows that are counted at once: the same, and keeps counts exact in float32."""
 WIDEST_GRAM = 12_000
 """Groups beyond which no groups x groups matrix is written out: 1.2 GB in float64."""
 
@@ -136,7 +138,7 @@ def count(masks: Bool[np.ndarray, "m g"]) -> Counts:
     """Exact, as whole numbers in float64."""
     groups = masks.shape[1]
     together = np.zeros((groups, groups))
-    for rows in row_blocks(len(masks)):
+    for rows in row_blocks(len(masks), COUNT_BLOCK):
         kept = masks[rows].astype(np.float32)
         together += kept.T @ kept
     return Counts(len(masks), together)
@@ -151,7 +153,7 @@ def multiply(
     targets = outputs.shape[1]
     first, second = np.zeros(targets), np.zeros(targets)
     with_masks = np.zeros((masks.shape[1], targets))
-    for rows in row_blocks(len(outputs)):
+    for rows in row_blocks(len(outputs), ROW_BLOCK):
         shifted = outputs[rows] - shift
         first += shifted.sum(0)
         second += np.square(shifted).sum(0)
@@ -181,10 +183,10 @@ def moments(
     return centred(own, multiply(masks, outputs, shift), shift)
 
 
-def row_blocks(rows: int) -> Iterator[slice]:
+def row_blocks(rows: int, size: int) -> Iterator[slice]:
     """Parts of the rows that are worked on one after the other."""
-    for first in range(0, rows, ROW_BLOCK):
-        yield slice(first, min(first + ROW_BLOCK, rows))
+    for first in range(0, rows, size):
+        yield slice(first, min(first + size, rows))
 
 
 def select(problem: Moments, targets: Int[np.ndarray, " k"]) -> Moments:

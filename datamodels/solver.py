@@ -221,10 +221,12 @@ class Path:
         self._unit = _unit(problem)
         self._correlation = jnp.asarray(problem.correlation / self._unit, jnp.float32)
         self._energy = jnp.asarray(problem.energy / self._unit**2, jnp.float32)
-        if start is None:
-            start = np.zeros(problem.correlation.shape, np.float32)
-        begin = jnp.asarray(start / self._unit, jnp.float32)
-        self._point = self._before = _begin(self._gram, begin, self._step)
+        length = jnp.full(len(self._unit), 2 * self._step)
+        weights = product = jnp.zeros(problem.correlation.shape)
+        if start is not None:
+            weights = jnp.asarray(start / self._unit, jnp.float32)
+            product = self._gram @ weights
+        self._point = self._before = _Point(weights, product, length)
         # Of the last two solutions; 0 where there is none.
         self._l1 = self._l1_before = jnp.zeros(len(self._unit))
 
@@ -384,11 +386,6 @@ def _moved(
 def _safe_length(task: _Task, step: Float[Array, ""]) -> Float[Array, " t"]:
     """One over the largest curvature."""
     return 1 / (1 / step + task.l2)
-
-
-@jax.jit
-def _begin(gram: DeviceGram, start: Float[Array, "g t"], step: Float[Array, ""]) -> _Point:
-    return _Point(start, gram @ start, jnp.full(start.shape[1], 2 * step))
 
 
 @jax.jit

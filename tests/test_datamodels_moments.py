@@ -17,7 +17,7 @@ def test_groups_kept_together_are_counted_in_blocks_of_rows(seed, block):
     masks = np.random.default_rng(seed).random((13, 5)) < 0.6
     expected = [[sum(a and b for a, b in zip(x, y, strict=True)) for x in masks.T] for y in masks.T]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROW_BLOCK", block)
+        patch.setattr(module, "COUNT_BLOCK", block)
         np.testing.assert_array_equal(count(masks).together, expected)
 
 
@@ -28,6 +28,7 @@ def test_blocks_of_rows_and_a_factored_gram_matrix_change_nothing(monkeypatch, w
     outputs = 100 + rng.standard_normal((50, 4))
     whole = moments(masks, regressors(masks), outputs)
     monkeypatch.setattr(module, "ROW_BLOCK", 7)
+    monkeypatch.setattr(module, "COUNT_BLOCK", 7)
     monkeypatch.setattr(module, "WIDEST_GRAM", widest)
     parts = moments(masks, regressors(masks), outputs)
     assert isinstance(parts.masks.gram, Factored) == (widest == 3)
