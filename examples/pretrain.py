@@ -42,4 +42,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or Path(sys.argv[1]).exists():
+        sys.exit("name a folder that does not exist yet: python examples/pretrain.py pretrained")
     main(Path(sys.argv[1]))

@@ -93,11 +93,11 @@ def join_bank(
     check_same(path, bank, experiment, arms, growing=True)
     new = len(experiment.targets) - len(bank.target_ids)
     if new and not retrain:
-        _require_params(bank, f"{new} of {len(experiment.targets)} targets")
+        require_params(bank, f"{new} of {len(experiment.targets)} targets")
     return bank.changed(lambda stored: _grown(stored, new_manifest(experiment, arms, stored)))
 
 
-def _require_params(bank: Bank, lacks: str) -> None:
+def require_params(bank: Bank, lacks: str) -> None:
     """Refuse new targets for members that would have to be trained again.
 
     Raises:

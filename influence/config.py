@@ -245,7 +245,9 @@ def check(config: Config) -> None:
     require(config.model.depth >= 1, "model.depth", "at least 1")
     require(config.model.patch >= 0, "model.patch", "at least 0")
     fresh, start = config.model.fresh, config.model.init_from
-    require(not fresh or bool(start), "model.fresh", "given with model.init_from alone")
+    require(not fresh or bool(start), "model.fresh", "given together with model.init_from")
+    both = sorted(set(fresh) & set(config.model.frozen))
+    require(not both, "model.frozen", f"without {both}, which model.fresh draws anew")
     for section in ("data", "poison", "sweep", "audit"):
         seed = getattr(config, section).seed
         # JAX keeps 32 bits of a seed: larger ones would collide.

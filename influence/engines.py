@@ -76,6 +76,15 @@ class Engine(Protocol):
         ...
 
 
+def _doing(works: list[Work]) -> str:
+    """What is to be done with the units, of which some may have kept their parameters."""
+    todo = sum(len(work.todo) for work in works)
+    kept = sum(len(KeptParams(work.arm).units() & set(work.todo)) for work in works)
+    if not kept:
+        return "Retraining"
+    return f"Evaluating kept parameters of {kept} and retraining {todo - kept} units"
+
+
 class LocalEngine:
     """This process, on its own devices."""
 
@@ -100,7 +109,7 @@ class LocalEngine:
         if not config.allow_mixed:
             for work in works:
                 work.arm.check_made_on(sweeper.made_on())
-        say(f"Retraining on {sweeper.layout}")
+        say(f"{_doing(works)} on {sweeper.layout}")
         with end_in_good_order(config.grace, say) as stop:
             for work in works:
                 if stop():

@@ -452,15 +452,21 @@ def test_old_targets_that_come_back_with_other_bits_are_refused(copied, capsys):
 KEEP = ("--sweep.keep-params", "True")
 
 
-def test_with_kept_parameters_new_targets_are_only_evaluated(whole, tmp_path, monkeypatch):
+def test_with_kept_parameters_new_targets_are_only_evaluated(whole, tmp_path, monkeypatch, capsys):
     run = swept(tmp_path / "run", *KEEP)
     assert_same_rows(run, whole)
+    more = ["--data.target-count", "75"]
+    capsys.readouterr()
+    assert main(["sweep", SMOKE, "--out", str(run), *SMALL, *KEEP, *more, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "; 0 left to train, 48 with kept parameters to evaluate on 15 new targets" in said
 
     def refuse(self, *words, **options):
         raise AssertionError("trained")
 
     monkeypatch.setattr(Sweeper, "start", refuse)
-    swept(run, *KEEP, "--data.target-count", "75")
+    swept(run, *KEEP, *more)
+    assert "Evaluating kept parameters of 6 and retraining 0 units on" in capsys.readouterr().err
     bank, old = Bank.open(run), Bank.open(whole)
     for name in bank.arms:
         outputs = bank.arm(name).read_outputs()
@@ -474,6 +480,10 @@ def test_units_that_did_not_keep_their_parameters_are_named(copied, capsys):
     assert main(words) == 2
     said = capsys.readouterr().err
     assert "lacks 15 of 285 targets, and 6 of its units did not keep their parameters" in said
+    assert main([*words, "--dry-run"]) == 2
+    assert capsys.readouterr().err == said
+    assert main([*words, "--dry-run", "--retrain"]) == 0
+    assert "; 64 left to train\n" in capsys.readouterr().out
     assert main([*words, "--retrain"]) == 0
 
 

@@ -79,6 +79,8 @@ def _read(path: str) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by their dotted names."""
     folder = epath.Path(path if "://" in path else Path(path).absolute())
     try:
+        if not folder.is_dir():
+            raise FileNotFoundError("there is no such folder")
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             stored: Any = reader.metadata(folder)
             tree = stored.item_metadata.tree
