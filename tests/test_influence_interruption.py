@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -60,3 +61,33 @@ def test_the_end_of_the_grace_is_not_lost_either():
         while time.monotonic() < begin + 10:
             pass
     assert caught.value.exit_code == 143
+
+
+STUCK = """
+import hashlib, sys
+from influence import interruption
+interruption.PATIENCE = 0.2
+sys.argv = ["accomplice", "sweep", "a b"]
+with interruption.end_in_good_order({grace}, lambda line: print("told", flush=True)):
+    print("begun", flush=True)
+    # Many minutes in which the main thread runs no instructions of Python, and so no handlers.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+"""
+
+
+@pytest.mark.parametrize(("grace", "signals"), [(0.2, 1), (600, 2)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_main_thread_that_hears_nothing_is_ended_all_the_same(grace, signals, number):
+    """In time after one signal, at once after two equal ones."""
+    code = STUCK.format(grace=grace)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "told\n"
+        for _ in range(signals - 1):
+            process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "To go on: accomplice sweep 'a b'" in said
