@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from datamodels import ridge
 from datamodels.folds import Fold, Folds, divide
-from datamodels.inputs import as_masks, as_outputs, usable_rows
-from datamodels.moments import Moments
-from datamodels.solver import TARGET_BLOCK, Path, largest_lam, solve
+from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite, usable_rows
+from datamodels.moments import Moments, deviation
+from datamodels.solver import Path, largest_lam, solve, target_blocks
 
 Penalty = Literal["lasso", "ridge"]
 Choice = Literal["best", "one_se"]
@@ -103,9 +103,10 @@ def fit(
         masks, outputs = masks[usable], outputs[usable]
         replicate_of = None if replicate_of is None else np.asarray(replicate_of)[usable]
     prepared = prepare(masks, folds=folds, replicate_of=replicate_of)
-    targets = np.arange(outputs.shape[1])
-    blocks = np.split(targets, range(TARGET_BLOCK, len(targets), TARGET_BLOCK))
-    parts = [prepared.fit(outputs[:, own], penalty=penalty, choice=choice) for own in blocks]
+    parts = [
+        prepared.fit(outputs[:, own], penalty=penalty, choice=choice)
+        for own in target_blocks(outputs.shape[1])
+    ]
     return jax.tree.map(lambda *values: np.concatenate(values, axis=-1), *parts)
 
 
@@ -126,19 +127,24 @@ class Prepared:
         choice: Choice = "best",
     ) -> AdditiveDatamodel:
         """The datamodels of some targets; all rows must be finite. Arguments as of `fit`."""
-        if not usable_rows(self.folds.masks, outputs).all():
-            raise ValueError("outputs hold values that are not finite; leave their rows out")
-        problem, rest = self.folds.problems(outputs)
+        require_finite(self.folds.masks, outputs)
+        products = self.folds.multiply(outputs)
+        problem, rest = self.folds.problem(products), self.folds.problems(products)
         if penalty == "ridge":
-            lam, weights, gap, error = _fit_ridge(self.folds, problem, rest, outputs, choice)
+            tried = ridge.penalties(problem.masks, len(outputs))
+            position, error = choose(_ridge_errors(self.folds.parts, rest, outputs, tried), choice)
+            lam = tried[position]
+            weights = ridge.solve_each(problem, lam)
+            gap = ridge.relative_gap(weights, problem, lam)
         else:
-            lam, weights, gap, error = _fit_lasso(self.folds, problem, rest, outputs, choice)
+            top = largest_lam(problem)
+            position, error = choose(lasso_errors(self.folds.parts, rest, outputs, top), choice)
+            lam = LAM_FRACTIONS[position] * top
+            weights, gap, _ = solve(problem, lam, tolerance=CERTIFIED / 2)
         intercept = problem.mean_output - problem.masks.mean_mask @ weights
         energy = np.where(problem.energy > 0, problem.energy, np.nan)
         diagnostics = FitDiagnostics(lam, gap, 1 - error / energy)
-        return AdditiveDatamodel(
-            intercept.astype(np.float32), weights.astype(np.float32), diagnostics
-        )
+        return AdditiveDatamodel(intercept.astype(np.float32), weights, diagnostics)
 
 
 def prepare(
@@ -150,36 +156,10 @@ def prepare(
     """Begin a fit of any number of targets; arguments and errors as of `fit`."""
     if len(masks) < 4:
         raise ValueError(f"{len(masks)} rows are too few to fit; at least 4 are needed")
-    if replicate_of is None:
-        replicate_of = np.arange(len(masks))
-    if len(replicate_of) != len(masks):
-        raise ValueError(f"replicate_of has {len(replicate_of)} numbers for {len(masks)} masks")
+    numbers = mask_numbers(replicate_of, len(masks))
     if folds >= 2:
-        folds = min(folds, len(np.unique(replicate_of)) // 2)
-    return Prepared(divide(masks, folds, replicate_of))
-
-
-class _Chosen(NamedTuple):
-    lam: Float[np.ndarray, " t"]
-    weights: Float[np.ndarray, "g t"]
-    relative_gap: Float[np.ndarray, " t"]
-    error: Float[np.ndarray, " t"]
-    """Mean squared error of rows that were predicted from other folds."""
-
-
-def _fit_lasso(
-    folds: Folds,
-    problem: Moments,
-    rest: list[Moments],
-    outputs: Float[np.ndarray, "m t"],
-    choice: Choice,
-) -> _Chosen:
-    top = largest_lam(problem)
-    errors = lasso_errors(folds.parts, rest, outputs, top)
-    position, error = choose(errors, choice)
-    lam = LAM_FRACTIONS[position] * top
-    solution = solve(problem, lam, tolerance=CERTIFIED / 2)
-    return _Chosen(lam, solution.weights, solution.relative_gap, error)
+        folds = min(folds, len(np.unique(numbers)) // 2)
+    return Prepared(divide(masks, folds, numbers))
 
 
 def lasso_errors(
@@ -234,7 +214,7 @@ class _Unseen(NamedTuple):
 
     @classmethod
     def of(cls, fold: Fold, problem: Moments, outputs: Float[np.ndarray, "m t"]) -> "_Unseen":
-        unit = np.sqrt(np.where(problem.energy > 0, problem.energy, 1))
+        unit = deviation(problem)
         actual = (outputs[fold.rows] - problem.mean_output) / unit
         mean = jnp.asarray(problem.masks.mean_mask, jnp.float32)
         return cls(jnp.asarray(fold.masks), mean, jnp.asarray(actual, jnp.float32), unit)
@@ -258,28 +238,21 @@ def _error(
     return jnp.square(actual - predicted).mean(0)
 
 
-def _fit_ridge(
-    folds: Folds,
-    problem: Moments,
-    rest: list[Moments],
+def _ridge_errors(
+    parts: Sequence[Fold],
+    rest: Sequence[Moments],
     outputs: Float[np.ndarray, "m t"],
-    choice: Choice,
-) -> _Chosen:
-    tried = ridge.penalties(problem.masks, len(outputs))
-    errors = np.empty((len(rest), len(tried), outputs.shape[1]))
-    for number, (fold, own) in enumerate(zip(folds.parts, rest, strict=True)):
+    penalties: Float[np.ndarray, " p"],
+) -> Float[np.ndarray, "f p t"]:
+    """Mean squared errors of every fold's rows; arguments as of `lasso_errors`."""
+    errors = np.empty((len(parts), len(penalties), outputs.shape[1]))
+    for number, (fold, own) in enumerate(zip(parts, rest, strict=True)):
         actual = outputs[fold.rows] - own.mean_output
-        for position, penalty in enumerate(tried):
+        for position, penalty in enumerate(penalties):
             weights = ridge.solve(own, float(penalty))
             predicted = fold.masks @ weights - own.masks.mean_mask @ weights
             errors[number, position] = np.square(actual - predicted).mean(0)
-    position, error = choose(errors, choice)
-    weights = np.empty(problem.correlation.shape, np.float32)
-    for number in np.unique(position):
-        own = position == number
-        weights[:, own] = ridge.solve(problem, float(tried[number]))[:, own]
-    lam = tried[position]
-    return _Chosen(lam, weights, ridge.relative_gap(weights, problem, lam), error)
+    return errors
 
 
 def choose(

@@ -3,8 +3,10 @@
 Second moments are sums over rows, so those without a fold are those of all rows less its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -22,6 +24,8 @@ from datamodels.moments import (
     regressors,
     shift_of,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,40 +46,53 @@ class Folds:
     whole: Regressors
     parts: tuple[Fold, ...]
 
-    def problems(self, outputs: Float[np.ndarray, "m t"]) -> tuple[Moments, list[Moments]]:
-        """The problem of all rows, and those without each fold."""
-        shift, own = self._products(outputs)
-        total = reduce(Products.plus, own)
-        rest = [
-            centred(fold.others, total.less(products), shift)
-            for fold, products in zip(self.parts, own, strict=True)
-        ]
-        return centred(self.whole, total, shift), rest
+    def multiply(self, outputs: Float[np.ndarray, "m t"]) -> "FoldProducts":
+        """Every fold's products with outputs."""
+        shift = shift_of(outputs)
+        own = [multiply(fold.masks, outputs[fold.rows], shift) for fold in self.parts]
+        return FoldProducts(shift, own, reduce(Products.plus, own))
 
-    def nested_problems(self, outputs: Float[np.ndarray, "m t"]) -> list[Moments]:
-        """Those without each fold and the next one, which may choose what the first must not."""
-        shift, own = self._products(outputs)
-        total = reduce(Products.plus, own)
+    def problem(self, products: "FoldProducts") -> Moments:
+        """The problem of all rows."""
+        return centred(self.whole, products.total, products.shift)
+
+    def problems(self, products: "FoldProducts") -> list[Moments]:
+        """Those without each fold."""
         return [
-            centred(masks, total.less(products).less(after), shift)
-            for masks, products, after in zip(
-                self._without_two, own, [*own[1:], own[0]], strict=True
+            centred(fold.others, products.total.less(own), products.shift)
+            for fold, own in zip(self.parts, products.own, strict=True)
+        ]
+
+    def nested_problems(self, products: "FoldProducts") -> list[Moments]:
+        """Those without each fold and the next one, which may choose what the first must not."""
+        return [
+            centred(masks, products.total.less(own).less(after), products.shift)
+            for masks, own, after in zip(
+                self._without_two, products.own, following(products.own), strict=True
             )
         ]
 
     @cached_property
     def _without_two(self) -> list[Regressors]:
         found = []
-        for fold, after in zip(self.parts, [*self.parts[1:], self.parts[0]], strict=True):
+        for fold, after in zip(self.parts, following(self.parts), strict=True):
             left_out = np.concatenate([fold.rows, after.rows])
             found.append(regressors(np.delete(self.masks, left_out, axis=0)))
         return found
 
-    def _products(
-        self, outputs: Float[np.ndarray, "m t"]
-    ) -> tuple[Float[np.ndarray, " t"], list[Products]]:
-        shift = shift_of(outputs)
-        return shift, [multiply(fold.masks, outputs[fold.rows], shift) for fold in self.parts]
+
+class FoldProducts(NamedTuple):
+    """Products with outputs, less a shift."""
+
+    shift: Float[np.ndarray, " t"]
+    own: list[Products]
+    """Of each fold."""
+    total: Products
+
+
+def following(parts: Sequence[T]) -> list[T]:
+    """For each fold the next one; for the last the first."""
+    return [*parts[1:], parts[0]]
 
 
 def fold_numbers(replicate_of: Int[np.ndarray, " m"], folds: int) -> Int[np.ndarray, " m"]:

@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control, norm
 
 from datamodels.additive import LAM_FRACTIONS, PATH_TOLERANCE, choose, fit, lasso_errors, prepare
-from datamodels.folds import Fold
-from datamodels.inputs import as_masks, as_outputs, usable_rows
+from datamodels.folds import Fold, following
+from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite
 from datamodels.moments import ROW_BLOCK, row_blocks
 from datamodels.solver import largest_lam, solve
 
@@ -121,29 +121,28 @@ def effects(
         ValueError: as `fit`, and where the masks contradict alpha or independence.
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
-    if not usable_rows(masks, outputs).all():
-        raise ValueError("outputs hold values that are not finite; leave their rows out")
+    require_finite(masks, outputs)
     if folds < 3:
         raise ValueError(f"folds = {folds} must be at least 3: one is estimated on, one chooses")
     check_design(masks, alpha)
-    number = np.arange(len(masks)) if replicate_of is None else np.asarray(replicate_of)
-    kept = masks.mean(0, dtype=np.float64) if alpha is None else alpha
+    number = mask_numbers(replicate_of, len(masks))
+    kept = masks.mean(0, dtype=np.float64)[None] if alpha is None else np.reshape(alpha, (-1, 1))
     prepared = prepare(masks, folds=folds, replicate_of=number).folds
     if len(prepared.parts) < 3:
         raise ValueError(f"{len(np.unique(number))} distinct masks are too few; 6 are needed")
-    _, rest = prepared.problems(outputs)
-    nested = prepared.nested_problems(outputs)
+    products = prepared.multiply(outputs)
+    rest, nested = prepared.problems(products), prepared.nested_problems(products)
     total = np.zeros((masks.shape[1], outputs.shape[1]))
     variance = np.zeros_like(total)
-    following = [*prepared.parts[1:], prepared.parts[0]]
-    for fold, problem, inner, after in zip(prepared.parts, rest, nested, following, strict=True):
+    parts = prepared.parts
+    for fold, problem, inner, after in zip(parts, rest, nested, following(parts), strict=True):
         top = largest_lam(inner)
         position, _ = choose(lasso_errors([after], [inner], outputs, top), "best")
         weights = solve(problem, LAM_FRACTIONS[position] * top, tolerance=PATH_TOLERANCE).weights
         # Other rows' mean and masks' mean: neither has seen the fold.
         residual = outputs[fold.rows] - problem.mean_output
         residual -= fold.masks @ weights - problem.masks.mean_mask @ weights
-        alphas = kept if alpha is None or np.ndim(kept) == 0 else np.asarray(kept)[fold.rows]
+        alphas = kept[fold.rows] if len(kept) > 1 else kept
         first, spread = _scores(fold, residual, alphas, number[fold.rows])
         share = len(fold.rows) / len(masks)
         total += share * (weights + first)
@@ -156,7 +155,7 @@ def effects(
 def _scores(
     fold: Fold,
     residual: Float[np.ndarray, "r t"],
-    alpha: float | Float[np.ndarray, " _"],
+    alpha: Float[np.ndarray, "#r #g"],
     number: Int[np.ndarray, " r"],
 ) -> tuple[Float[np.ndarray, "g t"], Float[np.ndarray, "g t"]]:
     """The mean of (z - alpha) residual / (alpha (1 - alpha)) over rows, and its variance.
@@ -166,13 +165,11 @@ def _scores(
     _, first_row, draw = np.unique(number, return_index=True, return_inverse=True)
     added = np.zeros((len(first_row), residual.shape[1]))
     np.add.at(added, draw, residual)
-    per_row = np.ndim(alpha) == 1 and len(np.atleast_1d(alpha)) == len(number)
-    alpha = np.asarray(alpha)[first_row, None] if per_row else np.asarray(alpha)
-    alpha = np.broadcast_to(alpha, (len(first_row), fold.masks.shape[1]))
+    alpha = np.broadcast_to(alpha, fold.masks.shape)
     mean = np.zeros((fold.masks.shape[1], residual.shape[1]))
     square = np.zeros_like(mean)
     for rows in row_blocks(len(first_row), ROW_BLOCK):
-        own = alpha[rows]
+        own = alpha[first_row[rows]]
         variance = own * (1 - own)
         scale = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)
         centred = (fold.masks[first_row[rows]] - own) * scale
@@ -248,7 +245,7 @@ def knockoffs(
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
     check_design(masks, alpha)
-    number = np.arange(len(masks)) if replicate_of is None else np.asarray(replicate_of)
+    number = mask_numbers(replicate_of, len(masks))
     distinct, draw = np.unique(number, return_inverse=True)
     coin = np.random.default_rng([COPIES, seed])  # that nobody else draws masks with
     fresh = coin.random((len(distinct), masks.shape[1])) < alpha

@@ -1,7 +1,7 @@
 """What is taken as masks and outputs, and what is refused."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 
 def as_masks(masks: np.ndarray) -> Bool[np.ndarray, "m g"]:
@@ -58,3 +58,26 @@ def usable_rows(
             f"masks (m, g) and outputs (m, t) must share m, got {masks.shape} and {outputs.shape}"
         )
     return np.asarray(np.isfinite(outputs).all(1))
+
+
+def require_finite(masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "n t"]) -> None:
+    """Refuse outputs that are not finite.
+
+    Raises:
+        ValueError: there are some, or masks and outputs differ in length.
+    """
+    if not usable_rows(masks, outputs).all():
+        raise ValueError("outputs hold values that are not finite; leave their rows out")
+
+
+def mask_numbers(replicate_of: np.ndarray | None, rows: int) -> Int[np.ndarray, " m"]:
+    """A number for every row, the same for retrains of one mask; None: every row has its own.
+
+    Raises:
+        ValueError: not one number a row.
+    """
+    if replicate_of is None:
+        return np.arange(rows)
+    if len(replicate_of) != rows:
+        raise ValueError(f"replicate_of has {len(replicate_of)} numbers for {rows} masks")
+    return np.asarray(replicate_of)

@@ -198,6 +198,11 @@ def select(problem: Moments, targets: Int[np.ndarray, " k"]) -> Moments:
     )
 
 
+def deviation(problem: Moments) -> Float[np.ndarray, " t"]:
+    """The standard deviation of each target; 1 where it is constant."""
+    return np.sqrt(np.where(problem.energy > 0, problem.energy, 1))
+
+
 def step_size(gram: Gram) -> float:
     """One over the largest eigenvalue of the Gram matrix, with 1 % of margin."""
     if isinstance(gram, Factored):  # rows rows' has the same eigenvalues besides zeros

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
-from datamodels.moments import Factored, Moments, Regressors
+from datamodels.moments import Factored, Moments, Regressors, deviation, select
 
 
 def penalties(masks: Regressors, rows: int) -> Float[np.ndarray, " p"]:
@@ -35,6 +35,15 @@ def solve(problem: Moments, penalty: float) -> Float[np.ndarray, "g t"]:
     return (correlation - rows.T @ inner) / penalty
 
 
+def solve_each(problem: Moments, penalty: Float[np.ndarray, " t"]) -> Float[np.ndarray, "g t"]:
+    """The weights of targets with a penalty each, float32."""
+    weights = np.empty(problem.correlation.shape, np.float32)
+    for value in np.unique(penalty):
+        own = penalty == value
+        weights[:, own] = solve(select(problem, np.flatnonzero(own)), float(value))
+    return weights
+
+
 def _factor(gram: Float[np.ndarray, "k k"], penalty: float) -> tuple[np.ndarray, bool]:
     return cho_factor(gram + penalty * np.eye(len(gram)), lower=True)
 
@@ -48,5 +57,4 @@ def relative_gap(
     """
     slope = problem.correlation - problem.masks.gram @ weights.astype(np.float64)
     slope -= penalty * weights
-    energy = np.where(problem.energy > 0, problem.energy, 1)
-    return np.square(slope).sum(0) / penalty / energy
+    return np.square(slope).sum(0) / penalty / np.square(deviation(problem))

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import sparse
 
-from datamodels.moments import DeviceGram, Factored, Moments, select
+from datamodels.moments import DeviceGram, Factored, Moments, deviation, select
 
 TARGET_BLOCK = 1024
 """Targets solved in one program: bounds memory."""
@@ -111,7 +111,7 @@ def relative_gap(
     l1_ratio: float = 1.0,
 ) -> Float[np.ndarray, " t"]:
     """The certificate: relative duality gap of each target, evaluated in float64."""
-    unit = _unit(problem)
+    unit = deviation(problem)
     l1, l2 = _penalties(lam, unit, l1_ratio)
     scaled, gram = weights / unit, problem.masks.gram
     if isinstance(gram, Factored) or np.count_nonzero(scaled) > SPARSE * scaled.size:
@@ -142,7 +142,7 @@ def solve(
         max_iterations: a bound for degenerate problems; the returned gap says what was reached.
     """
     found, iterations = [], 0
-    for own in _target_blocks(problem):
+    for own in target_blocks(len(problem.energy)):
         path = Path(
             select(problem, own),
             l1_ratio=l1_ratio,
@@ -173,7 +173,8 @@ def solve_path(
         tolerance: for each penalty.
     """
     paths = [
-        (own, Path(select(problem, own), l1_ratio=l1_ratio)) for own in _target_blocks(problem)
+        (own, Path(select(problem, own), l1_ratio=l1_ratio))
+        for own in target_blocks(len(problem.energy))
     ]
     found = []
     for lam in lams:
@@ -188,15 +189,16 @@ def solve_path(
     ]
 
 
-def _target_blocks(problem: Moments) -> list[Int[np.ndarray, " b"]]:
-    targets = np.arange(len(problem.energy))
-    return np.split(targets, range(TARGET_BLOCK, len(targets), TARGET_BLOCK))
+def target_blocks(count: int) -> list[Int[np.ndarray, " b"]]:
+    """Parts of the targets that are solved one after the other."""
+    return np.split(np.arange(count), range(TARGET_BLOCK, count, TARGET_BLOCK))
 
 
 class Path:
     """Solutions of one problem, each penalty's from those before.
 
-    They stay on the device, in units of each target's standard deviation.
+    They stay on the device, in units of each target's standard deviation: in these, float32 neither
+    over- nor underflows.
     """
 
     def __init__(
@@ -218,7 +220,7 @@ class Path:
         """Of the last penalty, for the target that took most."""
         self._gram, self._step = problem.masks.device_gram, jnp.float32(problem.masks.step)
         self._l1_ratio, self._max_iterations = l1_ratio, max_iterations
-        self._unit = _unit(problem)
+        self._unit = deviation(problem)
         self._correlation = jnp.asarray(problem.correlation / self._unit, jnp.float32)
         self._energy = jnp.asarray(problem.energy / self._unit**2, jnp.float32)
         length = jnp.full(len(self._unit), 2 * self._step)
@@ -329,11 +331,6 @@ def _padded(targets: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
     return np.resize(targets, math.ceil(count / NARROW) * NARROW)
 
 
-def _unit(problem: Moments) -> Float[np.ndarray, " t"]:
-    """The standard deviation of each target: in this unit float32 neither over- nor underflows."""
-    return np.sqrt(np.where(problem.energy > 0, problem.energy, 1))
-
-
 def _penalties(
     lam: Float[np.ndarray, " t"], unit: Float[np.ndarray, " t"], l1_ratio: float
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
@@ -341,14 +338,15 @@ def _penalties(
     return lam / unit * l1_ratio, lam / unit * (1 - l1_ratio)
 
 
-def _gap(np_or_jnp, weights, product, correlation, energy, l1, l2):  # noqa: ANN001, ANN202
+def _gap(
+    xp: Any, weights: Any, product: Any, correlation: Any, energy: Any, l1: Any, l2: Any
+) -> Any:
     """Relative duality gap; the same formula in numpy (float64) and in JAX (float32).
 
     Outputs are scaled to unit energy, or 0 when constant, so that the floors below are harmless.
     With the residual r = y - Z w, the dual point is s r / m, where s <= 1 makes it feasible. The
     ridge is a lasso with sqrt(m l2) I below the masks and zeros below the outputs.
     """
-    xp = np_or_jnp
     slope = correlation - product - l2[None] * weights
     fit = (weights * correlation).sum(0)
     # w'(gram + l2) w = w'correlation - w'slope

@@ -91,24 +91,28 @@ def join_bank(
     """
     bank = Bank.open(bank_location(experiment.config, path))
     check_same(path, bank, experiment, arms, growing=True)
-    new = len(experiment.targets) - len(bank.target_ids)
-    if new and not retrain:
-        require_params(bank, f"{new} of {len(experiment.targets)} targets")
+    check_new_targets(bank, experiment, retrain=retrain)
     return bank.changed(lambda stored: _grown(stored, new_manifest(experiment, arms, stored)))
 
 
-def require_params(bank: Bank, lacks: str) -> None:
-    """Refuse new targets for members that would have to be trained again.
+def check_new_targets(bank: Bank, experiment: Experiment, *, retrain: bool) -> int:
+    """How many targets the bank lacks.
 
     Raises:
-        UserError: some finished units did not keep their parameters.
+        UserError: members would have to be trained again for them, as some finished units did not
+            keep their parameters, and `retrain` is not given.
     """
+    new = len(experiment.targets) - len(bank.target_ids)
+    if not new or retrain:
+        return new
     lost = sum(len(arm.records().keys() - KeptParams(arm).units()) for arm in bank.arms.values())
     if lost:
         raise UserError(
-            f"{bank.store} lacks {lacks}, and {lost} of its units did not keep their parameters "
-            f"(sweep.keep_params); give --retrain to train those again, or choose another --out"
+            f"{bank.store} lacks {new} of {len(experiment.targets)} targets, and {lost} of its "
+            f"units did not keep their parameters (sweep.keep_params); give --retrain to train "
+            f"those again, or choose another --out"
         )
+    return new
 
 
 def _grown(stored: Manifest, wanted: Manifest) -> Manifest:

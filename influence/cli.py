@@ -8,14 +8,13 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from influence.interruption import Interrupted, end_at_once
+from influence.interruption import Interrupted, end_at_once, last_words
 from training.errors import UserError
 from training.shards import WHOLE, Shard, find_shard, parse_shard
 
@@ -74,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Interrupted as stop:
-        again = shlex.join(["accomplice", *words])
-        print(f"Interrupted; what was finished is kept. To go on: {again}", file=sys.stderr)
+        print(last_words(words), file=sys.stderr)
         return stop.exit_code
 
 

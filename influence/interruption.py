@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -115,16 +115,19 @@ def _watched(grace: float, tell: Callable[[str], None]) -> Iterator[None]:
         ours.close()
 
 
+def last_words(arguments: Sequence[str]) -> str:
+    """What a user reads when a command is interrupted."""
+    again = shlex.join(["accomplice", *arguments])
+    return f"Interrupted; what was finished is kept. To go on: {again}"
+
+
 def end_process(stop: Interrupted) -> NoReturn:
     """Say how to go on, and end this process, whatever its threads are doing.
 
     Nothing is lost: what is committed was committed before, and what is not does not count.
     """
-    again = shlex.join(["accomplice", *sys.argv[1:]])
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    print(
-        f"{show_cursor}\nInterrupted; what was finished is kept. To go on: {again}", file=sys.stderr
-    )
+    print(f"{show_cursor}\n{last_words(sys.argv[1:])}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(stop.exit_code)
 

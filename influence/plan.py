@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from influence.arms import arm_specs, kept_bytes, main_task, own_units
-from influence.banks import bank_location, check_same, find_bank, require_params
+from influence.banks import bank_location, check_new_targets, check_same, find_bank
 from influence.experiment import Experiment
 from influence.layout import fixed_layout, sweeper_for, with_layout
 from influence.progress import duration
@@ -33,11 +33,10 @@ def plan(experiment: Experiment, out: Path, shard: Shard = WHOLE, *, retrain: bo
     experiment = with_layout(experiment, out)
     specs = arm_specs(experiment)
     bank = find_bank(experiment.config, out)
+    new = 0
     if bank is not None:
         check_same(out, bank, experiment, specs, growing=True)
-    new = 0 if bank is None else len(experiment.targets) - len(bank.target_ids)
-    if bank is not None and new and not retrain:
-        require_params(bank, f"{new} of {len(experiment.targets)} targets")
+        new = check_new_targets(bank, experiment, retrain=retrain)
     task, layout, optim = main_task(experiment), fixed_layout(experiment), experiment.config.optim
     memory = sweeper_for(experiment, task).require_memory()
     flops = member_flops(task)

@@ -18,7 +18,7 @@ from oracles import (
     ridge_by_sklearn,
 )
 
-from datamodels import AdditiveDatamodel, FitDiagnostics, additive, fit, prepare, r2
+from datamodels import AdditiveDatamodel, FitDiagnostics, fit, prepare, r2, solver
 from datamodels.additive import CERTIFIED, LAM_FRACTIONS, choose
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -181,7 +181,7 @@ def test_ridge_is_better_where_every_group_matters_and_the_lasso_where_few_do():
 def test_order_of_the_targets_blocks_does_not_matter(monkeypatch):
     masks, outputs, *_ = sparse_bank(10, members=200, noise=2.0)
     whole = fit(masks, outputs)
-    monkeypatch.setattr(additive, "TARGET_BLOCK", 2)
+    monkeypatch.setattr(solver, "TARGET_BLOCK", 2)
     parts = fit(masks, outputs)
     np.testing.assert_allclose(parts.weights, whole.weights, atol=1e-3)
     np.testing.assert_array_equal(parts.diagnostics.lam, whole.diagnostics.lam)

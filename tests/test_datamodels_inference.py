@@ -103,19 +103,25 @@ def test_rows_of_several_alphas_are_weighed_by_their_own():
     assert 0.93 <= np.mean(shares) <= 0.97
 
 
-@given(seed=SEEDS, per_row=st.booleans())
-def test_scores_equal_a_loop_over_masks(seed, per_row):
+@given(seed=SEEDS, of=st.sampled_from(["all", "rows", "groups"]))
+def test_scores_equal_a_loop_over_masks(seed, of):
     rng = np.random.default_rng(seed)
     number = rng.integers(0, 9, 20)
-    masks = (rng.random((9, 4)) < 0.4)[number]
+    groups = int((np.unique(number, return_inverse=True)[1] % 2 == 0).sum())
+    masks = (rng.random((9, groups)) < 0.4)[number]
     fold = divide(masks, 2, number).parts[0]
     own = number[fold.rows]
+    assert len(own) == groups  # as many rows as groups: which is meant must be clear
     residual = rng.standard_normal((len(own), 3))
-    alpha = rng.uniform(0.2, 0.8, 9)[own] if per_row else 0.4
+    alpha = {
+        "all": np.full((1, 1), 0.4),
+        "rows": rng.uniform(0.2, 0.8, 9)[own][:, None],
+        "groups": rng.uniform(0.2, 0.8, groups)[None],
+    }[of]
     mean, variance = _scores(fold, residual, alpha, own)
     draws = {}
     for row, mask in enumerate(own):
-        p = alpha[row] if per_row else alpha
+        p = np.broadcast_to(alpha, fold.masks.shape)[row]
         score = np.outer((fold.masks[row] - p) / (p * (1 - p)), residual[row])
         draws[mask] = draws.get(mask, 0) + score
     stacked = np.stack(list(draws.values()))

@@ -48,7 +48,8 @@ def test_the_problem_without_a_fold_is_that_of_the_other_rows(members, groups):
     outputs[:, 2] = 0.1
     number = np.repeat(np.arange(members // 2), 2)
     folds = divide(masks, 3, number)
-    whole, rest = folds.problems(outputs)
+    products = folds.multiply(outputs)
+    whole, rest = folds.problem(products), folds.problems(products)
     for fold, (part, problem) in enumerate(zip(folds.parts, rest, strict=True)):
         np.testing.assert_array_equal(part.rows, np.flatnonzero(number % 3 == fold))
         others = number % 3 != fold
