@@ -4,27 +4,57 @@ Works on anyone's (masks, outputs) arrays, wherever they came from.
 """
 
 from datamodels.additive import AdditiveDatamodel, FitDiagnostics, Prepared, fit, prepare
-from datamodels.design import Bernoulli, Listed
-from datamodels.inference import Effects, effects, knockoffs
-from datamodels.marginal import Estimate, Marginal, marginal
-from datamodels.metrics import ceiling, lds, noise_variance, r2
+from datamodels.checks import Separation, separation
+from datamodels.design import Bernoulli, FixedSize, Listed, Pairs, TwoLevel
+from datamodels.estimates import Effects
+from datamodels.inference import (
+    PreparedEffects,
+    average_marginal_effects,
+    banzhaf,
+    effects,
+    prepare_effects,
+)
+from datamodels.knockoffs import knockoffs
+from datamodels.marginal import Estimate, Marginal, influence, marginal
+from datamodels.metrics import Calibration, calibration, ceiling, lds, noise_variance, r2
+from datamodels.planning import LearningCurve, how_many_more, learning_curve, members_for_width
+from datamodels.pooling import whitening
+from datamodels.stability import stability
 
 __all__ = [
     "AdditiveDatamodel",
     "Bernoulli",
+    "Calibration",
     "Effects",
     "Estimate",
     "FitDiagnostics",
+    "FixedSize",
+    "LearningCurve",
     "Listed",
     "Marginal",
+    "Pairs",
     "Prepared",
+    "PreparedEffects",
+    "Separation",
+    "TwoLevel",
+    "average_marginal_effects",
+    "banzhaf",
+    "calibration",
     "ceiling",
     "effects",
     "fit",
+    "how_many_more",
+    "influence",
     "knockoffs",
     "lds",
+    "learning_curve",
     "marginal",
+    "members_for_width",
     "noise_variance",
     "prepare",
+    "prepare_effects",
     "r2",
+    "separation",
+    "stability",
+    "whitening",
 ]

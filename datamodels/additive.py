@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from datamodels import ridge
+from datamodels.checks import warn_of_inseparable
 from datamodels.folds import Fold, Folds, divide
 from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite, usable_rows
 from datamodels.moments import Moments, deviation
@@ -44,6 +45,8 @@ class FitDiagnostics:
     validation_r2: Float[np.ndarray, " t"]
     """R2 of the chosen penalty on the rows of each fold, predicted from the others: optimistic,
     as they chose it. NaN for a constant output."""
+    constant: Bool[np.ndarray, " t"]
+    """Targets whose output never varies: their weights are zero, and mean nothing."""
 
 
 @jax.tree_util.register_dataclass
@@ -76,8 +79,8 @@ def fit(
 ) -> AdditiveDatamodel:
     """Datamodels of all targets at once, each with its own penalty, chosen by cross-validation.
 
-    The weights are then fitted on all rows. Rows with an output that is not finite are left out,
-    with a warning.
+    The weights are then fitted on all rows. Warnings tell of rows left out, as an output of theirs
+    is not finite, and of groups that the masks cannot tell apart.
 
     Args:
         masks: True = kept. Rows are members. Zeros and ones are taken too.
@@ -103,6 +106,7 @@ def fit(
         masks, outputs = masks[usable], outputs[usable]
         replicate_of = None if replicate_of is None else np.asarray(replicate_of)[usable]
     prepared = prepare(masks, folds=folds, replicate_of=replicate_of)
+    warn_of_inseparable(masks)
     parts = [
         prepared.fit(outputs[:, own], penalty=penalty, choice=choice)
         for own in target_blocks(outputs.shape[1])
@@ -118,6 +122,8 @@ class Prepared:
     """
 
     folds: Folds
+    number: Int[np.ndarray, " m"]
+    """Rows with the same number were drawn together."""
 
     def fit(
         self,
@@ -143,7 +149,7 @@ class Prepared:
             weights, gap, _ = solve(problem, lam, tolerance=CERTIFIED / 2)
         intercept = problem.mean_output - problem.masks.mean_mask @ weights
         energy = np.where(problem.energy > 0, problem.energy, np.nan)
-        diagnostics = FitDiagnostics(lam, gap, 1 - error / energy)
+        diagnostics = FitDiagnostics(lam, gap, 1 - error / energy, problem.energy == 0)
         return AdditiveDatamodel(intercept.astype(np.float32), weights, diagnostics)
 
 
@@ -159,7 +165,7 @@ def prepare(
     numbers = mask_numbers(replicate_of, len(masks))
     if folds >= 2:
         folds = min(folds, len(np.unique(numbers)) // 2)
-    return Prepared(divide(masks, folds, numbers))
+    return Prepared(divide(masks, folds, numbers), numbers)
 
 
 def lasso_errors(

@@ -1,5 +1,7 @@
 """How good a datamodel is, beside how good it could be."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
@@ -41,13 +43,19 @@ def noise_variance(replicates: Float[np.ndarray, "r s t"]) -> PerTarget:
         replicates: outputs of r masks, each retrained with s >= 2 seeds. A NaN is a member
             left out; a mask with fewer than 2 members left says nothing.
     """
+    variance = per_mask_variance(replicates)
+    known = np.isfinite(variance)
+    return np.where(known, variance, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+
+
+def per_mask_variance(replicates: Float[np.ndarray, "r s t"]) -> Float[np.ndarray, "r t"]:
+    """Variance over the seeds of each mask; NaN where fewer than 2 members are left."""
     count = np.isfinite(replicates).sum(1, keepdims=True)
     several = np.where(count >= 2, replicates.astype(np.float64), np.nan)
     mean = np.nansum(several, 1, keepdims=True) / np.maximum(count, 1)
     freedom = np.maximum(count[:, 0] - 1, 1)
     variance = np.nansum(np.square(several - mean), 1) / freedom
-    known = (count[:, 0] >= 2).sum(0)
-    return np.where(count[:, 0] >= 2, variance, 0).sum(0) / np.where(known > 0, known, np.nan)
+    return np.where(count[:, 0] >= 2, variance, np.nan)
 
 
 def ceiling(outputs: Outputs, replicates: Float[np.ndarray, "r s t"]) -> PerTarget:
@@ -62,6 +70,46 @@ def ceiling(outputs: Outputs, replicates: Float[np.ndarray, "r s t"]) -> PerTarg
     """
     total = outputs.var(0, ddof=1, dtype=np.float64)
     return 1 - noise_variance(replicates) / np.where(_is_constant(outputs), np.nan, total)
+
+
+class Calibration(NamedTuple):
+    """Measured changes against predicted ones: measured = intercept + slope predicted.
+
+    Slope 1 and intercept 0: what is predicted happens. A slope above 1: more happens.
+    """
+
+    slope: float
+    intercept: float
+    correlation: float
+    error: float
+    """Root of the mean squared difference, less what the measurement's own noise adds; in output
+    units."""
+
+
+def calibration(
+    predicted: Float[np.ndarray, " t"], measured: Float[np.ndarray, "s t"]
+) -> Calibration:
+    """Compare predicted changes of outputs with those that retraining measured.
+
+    Args:
+        predicted: of each target.
+        measured: of each target with each seed; at least two seeds.
+
+    Returns:
+        NaN for slope and correlation where all targets have one prediction.
+    """
+    mean = measured.mean(0, dtype=np.float64)
+    noise = measured.var(0, ddof=1, dtype=np.float64) / len(measured)
+    left, right = predicted - predicted.mean(dtype=np.float64), mean - mean.mean()
+    square, product = float(left @ left), float(left @ right)
+    slope = product / square if square else float("nan")
+    scale = float(np.sqrt(square * (right @ right)))
+    return Calibration(
+        slope,
+        float(mean.mean() - slope * predicted.mean(dtype=np.float64)),
+        product / scale if scale else float("nan"),
+        float(np.sqrt(max((np.square(mean - predicted) - noise).mean(), 0))),
+    )
 
 
 def _is_constant(outputs: Outputs) -> Bool[np.ndarray, " t"]:

@@ -32,7 +32,7 @@ def designs(config: Config) -> dict[str, Bernoulli]:
     main = {"main": Bernoulli(sweep.alpha)}
     if sweep.seeds == "common" or not sweep.replicate_masks:
         return main
-    return main | {"replicates": Bernoulli(sweep.alpha, sweep.replicate_seeds)}
+    return main | {"replicates": Bernoulli(sweep.alpha, replicates=sweep.replicate_seeds)}
 
 
 def member_counts(config: Config) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Designs of masks."""
 
 import re
+from functools import partial
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import bernoulli_masks_by_loop
 
-from datamodels import Bernoulli, Listed
+from datamodels import Bernoulli, FixedSize, Listed, Pairs, TwoLevel
 
 ROOT = jax.random.key(0)
 GROUPS = 17
@@ -27,9 +28,17 @@ def hoeffding(count, failure=1e-9):
     order=st.permutations(range(24)),
     count=st.sampled_from([1, 5, 24]),
     replicates=st.sampled_from([1, 3]),
+    make=st.sampled_from(
+        [
+            partial(Bernoulli, 0.5),
+            partial(FixedSize, 0.3),
+            Pairs,
+            partial(TwoLevel, 0.5, 0.4, tuple(group % 5 for group in range(GROUPS))),
+        ]
+    ),
 )
-def test_masks_depend_on_the_root_and_the_row_alone(seed, order, count, replicates):
-    design, root = Bernoulli(0.5, replicates), jax.random.key(seed)
+def test_masks_depend_on_the_root_and_the_row_alone(seed, order, count, replicates, make):
+    design, root = make(replicates=replicates), jax.random.key(seed)
     everyone = design.masks(root, np.arange(24), GROUPS)
     some = np.array(order[:count])
     np.testing.assert_array_equal(design.masks(root, some, GROUPS), everyone[some])
@@ -39,7 +48,7 @@ def test_masks_depend_on_the_root_and_the_row_alone(seed, order, count, replicat
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_masks_equal_those_drawn_one_by_one(alpha, replicates):
     members = np.array([0, 7, 7, 123_456, 2])
-    masks = Bernoulli(alpha, replicates).masks(ROOT, members, GROUPS)
+    masks = Bernoulli(alpha, replicates=replicates).masks(ROOT, members, GROUPS)
     assert masks.dtype == np.bool_
     expected = bernoulli_masks_by_loop(ROOT, members, alpha, replicates, GROUPS)
     np.testing.assert_array_equal(masks, expected)
@@ -54,7 +63,7 @@ def test_replicates_share_the_mask_of_their_row():
 
 @given(replicates=st.integers(1, 9), members=st.lists(st.integers(0, 10**6), max_size=20))
 def test_row_and_replicate_name_each_member_once(replicates, members):
-    design, members = Bernoulli(0.5, replicates), np.array(members, np.int64)
+    design, members = Bernoulli(0.5, replicates=replicates), np.array(members, np.int64)
     rows, repeats = design.rows(members), design.replicate_of(members)
     np.testing.assert_array_equal(rows * replicates + repeats, members)
     assert ((repeats >= 0) & (repeats < replicates)).all()
@@ -102,12 +111,102 @@ def test_an_alpha_outside_zero_and_one_is_named(alpha):
 @pytest.mark.parametrize("replicates", [0, -3])
 def test_replicates_below_one_are_named(replicates):
     with pytest.raises(ValueError, match=f"replicates = {replicates} "):
-        Bernoulli(0.5, replicates)
+        Bernoulli(0.5, replicates=replicates)
 
 
 def test_a_bernoulli_design_can_be_rebuilt_from_its_description():
     description = Bernoulli(0.3, replicates=4).describe()
     assert description == {"kind": "bernoulli", "alpha": 0.3, "replicates": 4}
+
+
+def test_a_fixed_size_is_that_of_every_mask_and_no_group_is_favoured():
+    design = FixedSize(0.3)
+    masks = design.masks(ROOT, np.arange(4000), 20)
+    assert (masks.sum(1) == design.size(20)).all()
+    assert (np.abs(masks.mean(0) - 0.3) < hoeffding(4000)).all()
+    pairs = ~np.eye(20, dtype=bool)
+    both = masks.T.astype(float) @ masks / 4000
+    assert (np.abs(both - 6 * 5 / (20 * 19))[pairs] < hoeffding(4000)).all()
+
+
+@pytest.mark.parametrize(
+    ("alpha", "groups", "size"), [(0.5, 7, 4), (0.01, 10, 1), (0.99, 10, 9), (0.25, 8, 2)]
+)
+def test_a_fixed_size_is_rounded_and_leaves_something_to_draw(alpha, groups, size):
+    assert FixedSize(alpha).size(groups) == size
+
+
+def test_a_single_group_has_no_fixed_size():
+    with pytest.raises(ValueError, match="at least 2 groups, got 1"):
+        FixedSize(0.5).masks(ROOT, np.arange(2), 1)
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_pairs_split_the_groups_between_them(replicates):
+    design, members = Pairs(replicates=replicates), np.arange(40 * replicates)
+    masks = design.masks(ROOT, members, GROUPS)
+    rows, draws = design.rows(members), design.draws(members)
+    np.testing.assert_array_equal(masks[rows % 2 == 0], ~masks[rows % 2 == 1])
+    assert np.unique(draws, return_counts=True)[1].tolist() == [2 * replicates] * 20
+    # The first of each pair is what a fair coin gives.
+    fair = Bernoulli(0.5).masks(ROOT, np.arange(20), GROUPS)
+    np.testing.assert_array_equal(masks[:: 2 * replicates], fair)
+
+
+CLUSTERS = (0, 1, 1, 2, 2, 2, 3, 3, 3, 3)
+
+
+def test_two_levels_keep_groups_of_chosen_clusters_alone():
+    design, members = TwoLevel(0.4, 0.7, CLUSTERS), np.arange(4000)
+    masks, chosen = design.masks(ROOT, members, 10), design.chosen(ROOT, members)
+    assert not masks[~chosen].any()
+    for first in np.unique(CLUSTERS, return_index=True)[1]:
+        same = np.array(CLUSTERS) == CLUSTERS[first]
+        assert (chosen[:, same] == chosen[:, [first]]).all()
+        assert abs(chosen[:, first].mean() - 0.4) < hoeffding(4000)
+    for group in range(10):
+        inside = masks[chosen[:, group], group]
+        assert abs(inside.mean() - 0.7) < hoeffding(len(inside))
+    # Within a chosen cluster, groups are independent of one another.
+    inside = masks[chosen[:, 6]][:, 6:]
+    both = inside.T.astype(float) @ inside / len(inside)
+    assert (np.abs(both - 0.49)[~np.eye(4, dtype=bool)] < hoeffding(len(inside))).all()
+
+
+def test_two_levels_share_their_clusters_among_replicates():
+    design = TwoLevel(0.5, 0.5, CLUSTERS, replicates=3)
+    chosen = design.chosen(ROOT, np.arange(12))
+    np.testing.assert_array_equal(chosen[::3], chosen[1::3])
+    alone = TwoLevel(0.5, 0.5, CLUSTERS).chosen(ROOT, np.arange(4))
+    np.testing.assert_array_equal(chosen[::3], alone)
+
+
+def test_two_levels_of_other_groups_are_named():
+    with pytest.raises(ValueError, match="clusters are given of 10 groups, not 11"):
+        TwoLevel(0.5, 0.5, CLUSTERS).masks(ROOT, np.arange(2), 11)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (FixedSize(0.3), FixedSize(0.4)),
+        (Pairs(), Pairs(replicates=2)),
+        (FixedSize(0.5), Bernoulli(0.5)),
+        (TwoLevel(0.5, 0.4, CLUSTERS), TwoLevel(0.5, 0.4, CLUSTERS[::-1])),
+        (TwoLevel(0.5, 0.4, CLUSTERS), TwoLevel(0.4, 0.5, CLUSTERS)),
+    ],
+)
+def test_other_designs_have_other_descriptions(one, other):
+    assert one.describe() != other.describe()
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 5])
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+def test_a_redundancy_varies_as_the_designs_page_says(copies, alpha):
+    """An OR of k copies: P (1 - P) with P = 1 - (1 - alpha)^k."""
+    masks = Bernoulli(alpha).masks(ROOT, np.arange(4000), copies)
+    share = 1 - (1 - alpha) ** copies
+    assert abs(masks.any(1).mean() - share) < hoeffding(4000)
 
 
 def listed():

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from datamodels import Effects, effects, knockoffs
-from datamodels.folds import divide
-from datamodels.inference import _scores, _stands_out
+from datamodels import Bernoulli, Effects, FixedSize, Pairs, TwoLevel, effects, knockoffs
+from datamodels.knockoffs import _stands_out
+from datamodels.scores import scores
 
 SEEDS = st.integers(0, 2**32 - 1)
 SETTINGS = ["sparse", "dense", "interactions", "correlated noise", "nothing"]
@@ -103,37 +103,141 @@ def test_rows_of_several_alphas_are_weighed_by_their_own():
     assert 0.93 <= np.mean(shares) <= 0.97
 
 
-@given(seed=SEEDS, of=st.sampled_from(["all", "rows", "groups"]))
-def test_scores_equal_a_loop_over_masks(seed, of):
+@given(seed=SEEDS, of=st.sampled_from(["all", "rows", "groups", "rows and groups"]))
+def test_scores_equal_a_loop_over_draws(seed, of):
     rng = np.random.default_rng(seed)
     number = rng.integers(0, 9, 20)
-    groups = int((np.unique(number, return_inverse=True)[1] % 2 == 0).sum())
-    masks = (rng.random((9, groups)) < 0.4)[number]
-    fold = divide(masks, 2, number).parts[0]
-    own = number[fold.rows]
-    assert len(own) == groups  # as many rows as groups: which is meant must be clear
-    residual = rng.standard_normal((len(own), 3))
+    draw = np.unique(number, return_inverse=True)[1]
+    count = draw.max() + 1
+    masks = rng.random((count, 5)) < 0.4
+    residual = rng.standard_normal((20, 3))
     alpha = {
         "all": np.full((1, 1), 0.4),
-        "rows": rng.uniform(0.2, 0.8, 9)[own][:, None],
-        "groups": rng.uniform(0.2, 0.8, groups)[None],
+        "rows": rng.uniform(0.2, 0.8, (count, 1)),
+        "groups": rng.uniform(0.2, 0.8, (1, 5)),
+        "rows and groups": rng.choice([0.0, 0.3, 0.7], (count, 5)),
     }[of]
-    mean, variance = _scores(fold, residual, alpha, own)
-    draws = {}
-    for row, mask in enumerate(own):
-        p = np.broadcast_to(alpha, fold.masks.shape)[row]
-        score = np.outer((fold.masks[row] - p) / (p * (1 - p)), residual[row])
-        draws[mask] = draws.get(mask, 0) + score
-    stacked = np.stack(list(draws.values()))
-    np.testing.assert_allclose(mean, stacked.sum(0) / len(own), atol=1e-12)
-    expected = stacked.var(0, ddof=1) * len(draws) / len(own) ** 2
-    np.testing.assert_allclose(variance, expected, rtol=1e-9, atol=1e-12)
+    added = np.stack([residual[draw == own].sum(0) for own in range(count)])
+    found = scores(masks, added, np.bincount(draw), alpha)
+    for group in range(5):
+        of_draws, rows = [], 0
+        for own in range(count):
+            p = np.broadcast_to(alpha, masks.shape)[own, group]
+            if p > 0:
+                retrains = residual[draw == own]
+                of_draws.append((masks[own, group] - p) / (p * (1 - p)) * retrains.sum(0))
+                rows += len(retrains)
+        assert found.rows[group, 0] == rows
+        if not of_draws:
+            assert (found.total[group] == 0).all()
+            continue
+        np.testing.assert_allclose(found.total[group], np.sum(of_draws, axis=0), atol=1e-11)
+        expected = np.square(of_draws[0])
+        if len(of_draws) > 1:
+            expected = np.var(of_draws, axis=0, ddof=1) * len(of_draws)
+        np.testing.assert_allclose(found.variance[group], expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_fixed_size_gives_effects_of_one_group_in_place_of_another():
+    """What all groups do alike cannot be seen; intervals cover what can."""
+    shares = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        masks = FixedSize(0.3).masks(jax.random.key(seed), np.arange(500), 40)
+        weights = 1 + np.where(rng.random((40, 12)) < 0.2, rng.standard_normal((40, 12)), 0)
+        outputs = masks @ weights + rng.standard_normal((500, 12))
+        others = (weights.sum(0) - weights) / 39
+        found = effects(masks, outputs, fixed_size=True)
+        shares.append(covered(found, weights - others))
+    assert 0.93 <= np.mean(shares) <= 0.97
+
+
+def test_pairs_leave_out_the_noise_of_interactions():
+    """With pairs of groups that act together, complementary masks halve the error or better."""
+    errors = {"pairs": [], "fair coins": []}
+    for design, kind in ((Pairs(), "pairs"), (Bernoulli(0.5), "fair coins")):
+        shares = []
+        for seed in range(8):
+            rng = np.random.default_rng(seed)
+            members = np.arange(400)
+            masks = design.masks(jax.random.key(seed), members, 40)
+            weights = 0.5 * rng.standard_normal((40, 12))
+            signs = 2.0 * masks - 1
+            outputs = (
+                masks @ weights
+                + 3 * signs[:, :8] @ rng.choice([-1.0, 1.0], (8, 12)) * (signs[:, 20:21])
+            )
+            outputs += 0.5 * rng.standard_normal((400, 12))
+            number = design.draws(members)
+            found = effects(masks, outputs, alpha=0.5, replicate_of=number)
+            shares.append(covered(found, weights))
+            errors[kind].append(np.square(found.estimate - weights).mean())
+        assert 0.93 <= np.mean(shares) <= 0.97
+    assert np.mean(errors["pairs"]) < 0.5 * np.mean(errors["fair coins"])
+
+
+def test_two_levels_give_effects_within_chosen_clusters_and_of_clusters():
+    within, whole = [], []
+    design = TwoLevel(0.5, 0.4, tuple(group // 5 for group in range(60)))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        root, members = jax.random.key(seed), np.arange(800)
+        masks, chosen = design.masks(root, members, 60), design.chosen(root, members)
+        weights = np.where(rng.random((60, 8)) < 0.2, rng.standard_normal((60, 8)), 0)
+        outputs = masks @ weights + rng.standard_normal((800, 8))
+        within.append(covered(effects(masks, outputs, alpha=0.4 * chosen), weights))
+        found = effects(chosen[:, ::5], outputs, alpha=0.5)
+        whole.append(covered(found, 0.4 * weights.reshape(12, 5, 8).sum(1)))
+    assert 0.93 <= np.mean(within) <= 0.97
+    assert 0.93 <= np.mean(whole) <= 0.97
+
+
+def test_a_group_kept_where_its_alpha_is_zero_is_named():
+    masks, outputs, _ = simulate("sparse", 0)
+    alpha = np.full(masks.shape, 0.5)
+    row, group = np.argwhere(masks)[7]
+    alpha[row, group] = 0
+    with pytest.raises(ValueError, match=f"row {row} keeps group {group}, whose alpha is 0"):
+        effects(masks, outputs, alpha=alpha)
+
+
+def test_masks_of_one_number_must_be_the_same_or_complementary():
+    masks, outputs, _ = simulate("sparse", 0)
+    masks[1], masks[3] = masks[0], ~masks[2]
+    number = np.arange(len(masks))
+    number[[1, 3]] = [0, 2]
+    effects(masks, outputs, alpha=0.5, replicate_of=number)
+    with pytest.raises(ValueError, match=r"takes alpha = 0\.5"):
+        effects(masks, outputs, alpha=0.51, replicate_of=number)
+    masks[3, 7] ^= True
+    with pytest.raises(ValueError, match="rows 2 and 3 have the same number"):
+        effects(masks, outputs, alpha=0.5, replicate_of=number)
+
+
+def test_an_alpha_beside_a_fixed_size_and_another_shape_are_refused():
+    masks, outputs, _ = simulate("sparse", 0)
+    with pytest.raises(ValueError, match="follows from the masks"):
+        effects(masks, outputs, alpha=0.5, fixed_size=True)
+    with pytest.raises(ValueError, match=r"masks keep from .* groups; leave it out"):
+        effects(masks, outputs, fixed_size=True)
+    with pytest.raises(ValueError, match=r"got \(60,\)"):
+        effects(masks, outputs, alpha=np.full(60, 0.5))
+
+
+def test_few_masks_with_many_retrains_are_not_taken_for_another_design():
+    """The check looks at masks, of which there are 40, not at their 800 retrains."""
+    number = np.repeat(np.arange(40), 20)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        masks = (rng.random((40, 40)) < 0.5)[number]
+        effects(masks, rng.standard_normal((800, 1)), alpha=0.5, replicate_of=number)
 
 
 def test_a_group_that_never_varies_has_no_effect_and_no_interval():
     masks, outputs, _ = simulate("sparse", 0)
     masks[:, 3], masks[:, 5] = True, False
-    found = effects(masks, outputs)
+    with pytest.warns(UserWarning, match=r"2 groups \(first: 3\) are kept in every row or in none"):
+        found = effects(masks, outputs)
     assert (found.estimate[[3, 5]] == 0).all()
     assert np.isnan(found.standard_error[[3, 5]]).all()
     assert (found.p_values()[[3, 5]] == 1).all()
@@ -175,10 +279,11 @@ def test_masks_whose_groups_are_not_independent_are_refused():
 
 def test_too_few_folds_masks_and_finite_rows_are_named():
     masks, outputs, _ = simulate("sparse", 5, members=60)
-    with pytest.raises(ValueError, match="folds = 2 must be at least 3"):
+    with pytest.raises(ValueError, match=r"at least 3 folds, .* here are 2, of 60"):
         effects(masks, outputs, folds=2)
-    with pytest.raises(ValueError, match="5 distinct masks are too few; 6 are needed"):
-        effects(masks, outputs, replicate_of=np.arange(60) % 5)
+    with pytest.raises(ValueError, match="here are 2, of 5 distinct masks"):
+        repeated = np.arange(60) % 5
+        effects(masks[repeated], outputs, replicate_of=repeated)
     outputs[3, 0] = np.nan
     with pytest.raises(ValueError, match="not finite; leave their rows out"):
         effects(masks, outputs)

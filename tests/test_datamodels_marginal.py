@@ -1,12 +1,14 @@
 """Members with an example against members without it."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import marginal_by_loop
 
-from datamodels import marginal
+from datamodels import average_marginal_effects, banzhaf, effects, influence, marginal
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -91,3 +93,67 @@ def test_standard_errors_are_the_spread_of_repeated_experiments():
         claimed = np.square(estimate.standard_error).mean()
         # Five standard deviations of a variance of 3000 draws.
         assert abs(estimate.value.var() / claimed - 1) < 5 * np.sqrt(2 / 3000)
+
+
+@given(seed=SEEDS, members=st.integers(1, 12), kept=st.sampled_from([0.1, 0.5, 1.0]))
+def test_influence_equals_memorisation_of_every_pair(seed, members, kept):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((members, 5)) < kept
+    outputs = 100 + rng.standard_normal((members, 3))
+    found = influence(masks, outputs)
+    for target in range(3):
+        expected = marginal(masks, np.repeat(outputs[:, [target]], 5, axis=1)).memorisation
+        np.testing.assert_allclose(found.estimate[:, target], expected.value, atol=1e-11)
+        np.testing.assert_allclose(
+            found.standard_error[:, target], expected.standard_error, atol=1e-6
+        )
+
+
+def banzhaf_by_enumeration(function, groups):
+    """The mean change by each group over all sets of the others."""
+    values = np.zeros(groups)
+    for group in range(groups):
+        for others in itertools.product([False, True], repeat=groups - 1):
+            mask = np.insert(others, group, [True])
+            kept = function(mask)
+            mask[group] = False
+            values[group] += (kept - function(mask)) / 2 ** (groups - 1)
+    return values
+
+
+def test_banzhaf_values_are_those_of_all_sets():
+    def function(mask):
+        return 2.0 * (mask[0] or mask[1]) - mask[2] + 3.0 * (mask[0] and mask[3] and mask[4])
+
+    truth = banzhaf_by_enumeration(function, 5)
+    masks = np.random.default_rng(0).random((20_000, 5)) < 0.5
+    found = banzhaf(masks, np.array([function(mask) for mask in masks])[:, None])
+    assert (np.abs(found.estimate[:, 0] - truth) < 4 * found.standard_error[:, 0]).all()
+    assert found.standard_error.max() < 0.05
+    # All five at once, each mask once: nothing is left to chance but the rows' share.
+    every = np.array(list(itertools.product([False, True], repeat=5)))
+    exact = banzhaf(every, np.array([function(mask) for mask in every])[:, None])
+    np.testing.assert_allclose(exact.estimate[:, 0], truth, atol=1e-12)
+
+
+def test_banzhaf_values_need_fair_coins():
+    masks = np.random.default_rng(1).random((500, 10)) < 0.3
+    with pytest.raises(ValueError, match=r"alpha = 0\.5, but the masks keep 0\.[23]"):
+        banzhaf(masks, masks[:, :1].astype(float))
+
+
+def test_average_marginal_effects_cover_the_truth_at_several_alphas_at_once():
+    shares, wider = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        alpha = rng.choice([0.2, 0.5], 400)
+        masks = rng.random((400, 40)) < alpha[:, None]
+        weights = rng.standard_normal((40, 6))
+        outputs = 7 + masks @ weights + rng.standard_normal((400, 6))
+        found = average_marginal_effects(masks, outputs, alpha=alpha)
+        low, high = found.interval()
+        shares.append(((low <= weights) & (weights <= high)).mean())
+        fitted = effects(masks, outputs, alpha=alpha)
+        wider.append(np.median(found.standard_error / fitted.standard_error))
+    assert 0.93 <= np.mean(shares) <= 0.97
+    assert np.mean(wider) > 2

@@ -1,0 +1,36 @@
+"""Several targets as one: noise that they share, taken out before they are pooled."""
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.covariance import ledoit_wolf
+
+
+def whitening(replicates: Float[np.ndarray, "r s t"]) -> Float[np.ndarray, "t t"]:
+    """A matrix W with which outputs @ W have seed noise of variance 1, independent over targets.
+
+    Targets of one member share its training seed, and so their noise: what stands out against it
+    does so in all of them at once. Of all such matrices it is the symmetric one (ZCA), which moves
+    targets least. The covariance is shrunk as far as Ledoit & Wolf (2004) find best, since targets
+    may be more than retrains.
+
+    Args:
+        replicates: outputs of r masks, each retrained with s >= 2 seeds; all finite.
+
+    Raises:
+        ValueError: fewer than 2 seeds, outputs that are not finite, or a target without noise.
+    """
+    _, seeds, targets = replicates.shape
+    if seeds < 2:
+        raise ValueError(f"replicates of {seeds} seed show no noise; at least 2 are needed")
+    if not np.isfinite(replicates).all():
+        raise ValueError("replicates hold values that are not finite; leave their masks out")
+    noise = replicates - replicates.mean(1, keepdims=True, dtype=np.float64)
+    deviation = np.sqrt(np.square(noise).mean((0, 1)) * seeds / (seeds - 1))
+    if not deviation.all():
+        first = int(np.argmin(deviation))
+        raise ValueError(f"target {first} is the same with every seed; leave it out")
+    # Correlations are shrunk, so that the units of targets do not matter.
+    scaled = (noise / deviation).reshape(-1, targets) * np.sqrt(seeds / (seeds - 1))
+    correlation, _ = ledoit_wolf(scaled, assume_centered=True)
+    values, vectors = np.linalg.eigh(correlation)
+    return (vectors / np.sqrt(values)) @ vectors.T / deviation[:, None]
