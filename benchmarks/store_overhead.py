@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from influence.arms import arm_specs, designs, main_task
+from datamodels.design import from_description
+from influence.arms import arm_specs, main_task
 from influence.config import override, read_config
 from influence.experiment import prepare
 from influence.jax_setup import set_up_jax
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         experiment = with_layout(prepare(config), Path(place) / "run")
         task, spec = main_task(experiment), arm_specs(experiment)["main"]
-        sweeper, design = sweeper_for(experiment, task), designs(experiment.config)["main"]
+        sweeper, design = sweeper_for(experiment, task), from_description(spec.design)
         times: dict[str, list[float]] = {"bank": [], "nowhere": []}
         for repeat in range(1 if options.quick else 7):
             for name, kind in (("nowhere", Nowhere), ("bank", Arm)):

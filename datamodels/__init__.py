@@ -17,7 +17,13 @@ from datamodels.inference import (
 from datamodels.knockoffs import knockoffs
 from datamodels.marginal import Estimate, Marginal, influence, marginal
 from datamodels.metrics import Calibration, calibration, ceiling, lds, noise_variance, r2
-from datamodels.planning import LearningCurve, how_many_more, learning_curve, members_for_width
+from datamodels.planning import (
+    LearningCurve,
+    how_many_more,
+    learning_curve,
+    members_for_width,
+    top_width,
+)
 from datamodels.pooling import whitening
 from datamodels.stability import stability
 
@@ -56,5 +62,6 @@ __all__ = [
     "r2",
     "separation",
     "stability",
+    "top_width",
     "whitening",
 ]

@@ -15,7 +15,7 @@ from datamodels.checks import warn_of_inseparable
 from datamodels.folds import Fold, Folds, divide
 from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite, usable_rows
 from datamodels.moments import Moments, deviation
-from datamodels.solver import Path, largest_lam, solve, target_blocks
+from datamodels.solver import Path, few_widths, largest_lam, solve, target_blocks
 
 Penalty = Literal["lasso", "ridge"]
 Choice = Literal["best", "one_se"]
@@ -196,9 +196,8 @@ def lasso_errors(
             still = np.flatnonzero(position - best[active] <= patience[active])
             if not still.size:
                 break
-            if 2 * still.size <= len(active):
-                # Narrower programs are compiled for few widths.
-                still = np.resize(still, 1 << (still.size - 1).bit_length())
+            if 2 * few_widths(still.size) <= len(active):
+                still = np.resize(still, few_widths(still.size))
                 active = active[still]
                 for number, path in enumerate(paths):
                     path.keep(still)

@@ -118,9 +118,13 @@ def _positive(values: Draws) -> Draws:
 
 
 def interval(value: float, draws: Float[np.ndarray, " b"], level: float = 0.95) -> Interval:
-    """The value with the quantiles of its draws; NaN where too few draws have it."""
+    """The value with the quantiles of its draws; NaN where too few draws have it.
+
+    Draws repeat masks, which ties ranks and shrinks variances: they are moved so that
+    their mean is the value.
+    """
     known = draws[np.isfinite(draws)]
     if len(known) < len(draws) / 2:
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+    ends = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) - known.mean() + value
+    return Interval(value, *ends.tolist())

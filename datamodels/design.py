@@ -5,7 +5,7 @@ What each can and cannot estimate, with figures: docs/designs.md.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 MASK_TAG = 0
 """`training.seeds` draws training keys from the same root with the tag 1."""
@@ -55,6 +55,13 @@ class Drawn(ABC):
     def _masks_of_rows(
         self, root: Key[Array, ""], rows: Int[np.ndarray, " m"], groups: int
     ) -> Bool[np.ndarray, "m g"]: ...
+
+    def probabilities(
+        self, root: Key[Array, ""], members: Int[np.ndarray, " m"], groups: int
+    ) -> Float[np.ndarray, "#m #g"]:
+        """What `effects` takes as alpha: the probability that a group is kept, given its row."""
+        del root, members, groups
+        return np.full((1, 1), self.describe()["alpha"])
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -179,6 +186,13 @@ class TwoLevel(Drawn):
         coins = np.asarray(_bernoulli_rows(root, rows, self.outer, int(clusters.max()) + 1))
         return coins[:, clusters]
 
+    def probabilities(
+        self, root: Key[Array, ""], members: Int[np.ndarray, " m"], groups: int
+    ) -> Float[np.ndarray, "m g"]:
+        """`inner` for groups of chosen clusters, 0 for the others."""
+        del groups
+        return self.inner * self.chosen(root, members)
+
     def _masks_of_rows(
         self, root: Key[Array, ""], rows: Int[np.ndarray, " m"], groups: int
     ) -> Bool[np.ndarray, "m g"]:
@@ -194,9 +208,30 @@ class TwoLevel(Drawn):
             "alpha": self.outer * self.inner,
             "outer": self.outer,
             "inner": self.inner,
-            "clusters": hashlib.sha256(np.array(self.clusters, "<i8").tobytes()).hexdigest(),
+            "clusters": list(self.clusters),
             "replicates": self.replicates,
         }
+
+
+def from_description(description: Mapping[str, Any]) -> Drawn:
+    """The design that `Drawn.describe` describes.
+
+    Raises:
+        ValueError: of another kind.
+    """
+    replicates = description["replicates"]
+    match description["kind"]:
+        case "bernoulli":
+            return Bernoulli(description["alpha"], replicates=replicates)
+        case "fixed_size":
+            return FixedSize(description["alpha"], replicates=replicates)
+        case "pairs":
+            return Pairs(replicates=replicates)
+        case "two_level":
+            clusters = tuple(description["clusters"])
+            outer, inner = description["outer"], description["inner"]
+            return TwoLevel(outer, inner, clusters, replicates=replicates)
+    raise ValueError(f"no design is drawn by the kind {description['kind']!r}")
 
 
 def _require_probability(name: str, value: float) -> None:

@@ -13,14 +13,17 @@ from jaxtyping import Bool, Float, Int
 
 from datamodels.moments import (
     Counts,
+    Factored,
     Moments,
     Products,
     Regressors,
+    SharedMasks,
     centred,
     count,
     from_counts,
     is_factored,
     multiply,
+    of_rows,
     regressors,
     shift_of,
 )
@@ -77,8 +80,19 @@ class Folds:
         found = []
         for fold, after in zip(self.parts, following(self.parts), strict=True):
             left_out = np.concatenate([fold.rows, after.rows])
-            found.append(regressors(np.delete(self.masks, left_out, axis=0)))
+            found.append(_without(self.whole, self.masks, left_out))
         return found
+
+
+def _without(
+    whole: Regressors, masks: Bool[np.ndarray, "m g"], rows: Int[np.ndarray, " r"]
+) -> Regressors:
+    """What the masks give without some rows."""
+    if not isinstance(whole.gram, Factored):
+        return regressors(np.delete(masks, rows, axis=0))
+    chosen = np.ones(len(masks), bool)
+    chosen[rows] = False
+    return of_rows(whole.gram.shared, chosen, whole)
 
 
 class FoldProducts(NamedTuple):
@@ -122,8 +136,8 @@ def divide(
     rows = [np.flatnonzero(number == fold) for fold in range(folds)]
     parts = [masks[own] for own in rows]
     if is_factored(len(masks) - max(map(len, rows)), masks.shape[1]):
-        others = [regressors(np.delete(masks, own, axis=0)) for own in rows]
-        whole = regressors(masks)
+        whole = of_rows(SharedMasks(masks), np.ones(len(masks), bool))
+        others = [_without(whole, masks, own) for own in rows]
     else:
         counts = [count(part) for part in parts]
         total = reduce(Counts.plus, counts)

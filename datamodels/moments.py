@@ -7,37 +7,118 @@ Masks are zeros and ones, so a product of masks with masks is a count: whole num
 adds exactly, twice as fast as float64, as long as they stay below 2^24.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 ROW_BLOCK = 2048
 """Rows that are multiplied with outputs at once: bounds memory."""
 COUNT_BLOCK = 16_384
 """Rows that are counted at once: the same, and keeps counts exact in float32."""
+BLOCK_NUMBERS = 1 << 24
+"""Numbers of such a block: 67 MB in float32."""
 WIDEST_GRAM = 12_000
 """Groups beyond which no groups x groups matrix is written out: 1.2 GB in float64."""
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Factored:
-    """A Gram matrix that is not written out: rows' rows."""
+    """The Gram matrix of some rows of masks that is not written out.
 
-    rows: Float[np.ndarray, "m g"] | Float[Array, "m g"]
+    Several of them, of different rows, share the masks, in memory and on the device: nothing of the
+    size of rows times groups is copied, as float or otherwise, but for a block of rows at a time.
+    """
 
-    def __matmul__(self, weights: Any) -> Any:
-        return self.rows.T @ (self.rows @ weights)
+    shared: "SharedMasks"
+    chosen: Bool[np.ndarray, " m"]
+    """The rows that count."""
+    mean: Float[np.ndarray, " g"]
+    """Of the masks, over those rows."""
+
+    @property
+    def rows(self) -> int:
+        """How many count."""
+        return int(self.chosen.sum())
+
+    def __matmul__(self, weights: Float[np.ndarray, "g k"]) -> Float[np.ndarray, "g k"]:
+        total = np.zeros(weights.shape)
+        for rows, centred in self._blocks():
+            total[:] += centred.T @ ((centred @ weights) * self.chosen[rows, None])
+        return total / self.rows
+
+    def centred_rows(self) -> Float[np.ndarray, "r g"]:
+        """The rows that count, less their mean, over the root of their number; all at once."""
+        return (self.shared.masks[self.chosen] - self.mean) / np.sqrt(self.rows)
+
+    def _blocks(self) -> Iterator[tuple[slice, Float[np.ndarray, "b g"]]]:
+        for rows in row_blocks(len(self.chosen), block_rows(len(self.mean))):
+            yield rows, self.shared.masks[rows] - self.mean
+
+    def on_device(self) -> "DeviceFactored":
+        """The same in float32, where JAX computes."""
+        blocks = self.shared.blocks
+        chosen = np.zeros(blocks.shape[0] * blocks.shape[1], np.float32)
+        chosen[: len(self.chosen)] = self.chosen / np.sqrt(self.rows)
+        return DeviceFactored(
+            blocks,
+            jnp.asarray(chosen.reshape(blocks.shape[:2])),
+            jnp.asarray(self.mean, jnp.float32),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class DeviceFactored:
+    """`Factored` in float32, on the device."""
+
+    blocks: Bool[Array, "n b g"]
+    scale: Float[Array, "n b"]
+    """One over the root of the number of rows that count; 0 for those that do not."""
+    mean: Float[Array, " g"]
+
+    def __matmul__(self, weights: Float[Array, "g k"]) -> Float[Array, "g k"]:
+        def add(
+            total: Float[Array, "g k"], block: tuple[Array, Array]
+        ) -> tuple[Float[Array, "g k"], None]:
+            masks, scale = block
+            rows = (masks.astype(jnp.float32) - self.mean[None]) * scale[:, None]
+            return total + rows.T @ (rows @ weights), None
+
+        return jax.lax.scan(add, jnp.zeros_like(weights), (self.blocks, self.scale))[0]
+
+
+@dataclass(frozen=True, eq=False)
+class SharedMasks:
+    """Masks that several `Factored` are of."""
+
+    masks: Bool[np.ndarray, "m g"]
+
+    @cached_property
+    def blocks(self) -> Bool[Array, "n b g"]:
+        """In blocks of rows on the device, filled up with rows that never count."""
+        members, groups = self.masks.shape
+        size = min(few_rows(members), block_rows(groups))
+        count = math.ceil(members / size)
+        padded = np.zeros((count * size, groups), bool)
+        padded[:members] = self.masks
+        return jnp.asarray(padded.reshape(count, size, groups))
+
+
+def block_rows(groups: int) -> int:
+    """Rows of a block that is held as floats."""
+    return max(1, BLOCK_NUMBERS // groups)
 
 
 Gram = Float[np.ndarray, "g g"] | Factored
-DeviceGram = Float[Array, "g g"] | Factored
+DeviceGram = Float[Array, "g g"] | DeviceFactored
 """In float32, where JAX computes."""
 
 
@@ -108,6 +189,12 @@ class Moments(NamedTuple):
     mean_output: Float[np.ndarray, " t"]
 
 
+def few_rows(count: int) -> int:
+    """The next number with three binary digits: at most a quarter more."""
+    scale = 1 << max(count.bit_length() - 3, 0)
+    return math.ceil(count / scale) * scale
+
+
 def is_factored(rows: int, groups: int) -> bool:
     """Whether the Gram matrix of so many rows is not written out."""
     return 2 * rows < groups or groups > WIDEST_GRAM
@@ -117,8 +204,26 @@ def regressors(masks: Bool[np.ndarray, "m g"]) -> Regressors:
     """What the masks give, once for any number of targets."""
     if not is_factored(*masks.shape):
         return from_counts(count(masks))
-    mean = masks.mean(0, dtype=np.float64)
-    return _regressors(mean, Factored((masks - mean) / np.sqrt(len(masks))))
+    return of_rows(SharedMasks(masks), np.ones(len(masks), bool))
+
+
+def of_rows(
+    shared: SharedMasks, chosen: Bool[np.ndarray, " m"], whole: Regressors | None = None
+) -> Regressors:
+    """The same of some rows, without a Gram matrix.
+
+    Args:
+        shared: all masks.
+        chosen: the rows that count.
+        whole: of all rows, if they are known. What some rows add up to is no more than what all do,
+            so their largest eigenvalue follows but for the number of rows.
+    """
+    mean = shared.masks.mean(0, dtype=np.float64, where=chosen[:, None])
+    gram = Factored(shared, chosen, mean)
+    device_gram = gram.on_device()
+    if whole is None:
+        return Regressors(mean, gram, device_gram, step_size(device_gram))
+    return Regressors(mean, gram, device_gram, whole.step * gram.rows / len(chosen))
 
 
 def from_counts(counts: Counts) -> Regressors:
@@ -126,12 +231,7 @@ def from_counts(counts: Counts) -> Regressors:
     mean = np.diag(counts.together) / counts.rows
     gram = counts.together / counts.rows
     gram -= np.outer(mean, mean)
-    return _regressors(mean, gram)
-
-
-def _regressors(mean: Float[np.ndarray, " g"], gram: Gram) -> Regressors:
-    on_device = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), gram)
-    return Regressors(mean, gram, on_device, step_size(gram))
+    return Regressors(mean, gram, jnp.asarray(gram, jnp.float32), step_size(gram))
 
 
 def count(masks: Bool[np.ndarray, "m g"]) -> Counts:
@@ -203,20 +303,35 @@ def deviation(problem: Moments) -> Float[np.ndarray, " t"]:
     return np.sqrt(np.where(problem.energy > 0, problem.energy, 1))
 
 
-def step_size(gram: Gram) -> float:
+def step_size(gram: Float[np.ndarray, "g g"] | DeviceFactored) -> float:
     """One over the largest eigenvalue of the Gram matrix, with 1 % of margin."""
-    if isinstance(gram, Factored):  # rows rows' has the same eigenvalues besides zeros
-        gram = np.asarray(gram.rows @ gram.rows.T)
-    if not gram.any():  # no mask ever varies: any step will do
+    deviations = gram.mean * (1 - gram.mean) if isinstance(gram, DeviceFactored) else gram
+    groups = len(deviations)
+    if not deviations.any():  # no mask ever varies: any step will do
         return 1.0
-    if len(gram) < 3:  # too small for Lanczos
-        return 1 / (1.01 * float(np.linalg.eigvalsh(gram)[-1]))
-    start = np.random.default_rng(0).standard_normal(len(gram))
-    largest = eigsh(
-        gram,
-        k=1,
-        v0=start,
-        tol=1e-3,  # pyright: ignore[reportArgumentType]  (scipy declares int)
-        return_eigenvectors=False,
-    )[0]
-    return 1 / (1.01 * float(largest))
+    if groups < 3:  # too small for Lanczos
+        whole = np.asarray(gram @ jnp.eye(groups)) if isinstance(gram, DeviceFactored) else gram
+        largest = float(np.linalg.eigvalsh(whole)[-1])
+    else:
+        start = np.random.default_rng(0).standard_normal(groups)
+        largest = float(
+            eigsh(
+                _operator(gram, groups),
+                k=1,
+                v0=start,
+                tol=1e-3,  # pyright: ignore[reportArgumentType]  (scipy declares int)
+                return_eigenvectors=False,
+            )[0]
+        )
+    return 1 / (1.01 * largest)
+
+
+def _operator(gram: Float[np.ndarray, "g g"] | DeviceFactored, groups: int) -> Any:
+    if not isinstance(gram, DeviceFactored):
+        return gram
+    times = jax.jit(lambda column: gram @ column)
+
+    def product(column: np.ndarray) -> np.ndarray:
+        return np.asarray(times(jnp.asarray(column.reshape(-1, 1), jnp.float32)))
+
+    return LinearOperator((groups, groups), product, dtype=np.float64)  # pyright: ignore

@@ -36,6 +36,17 @@ class LearningCurve(NamedTuple):
     slope: Float[np.ndarray, " t"]
     rate: float
 
+    def mean(self) -> "LearningCurve":
+        """Of the mean R2 over the targets that have one, as a curve of one target."""
+        known = np.isfinite(self.floor)
+        return LearningCurve(
+            self.members,
+            self.r2[:, known].mean(1, keepdims=True),
+            self.floor[known].mean(keepdims=True),
+            self.slope[known].mean(keepdims=True),
+            self.rate,
+        )
+
     def at(self, members: float | Float[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
         """R2 with so many members to fit on."""
         return 1 - self.floor - self.slope / members**self.rate
@@ -108,11 +119,19 @@ def members_for_width(
     """
     if not width > 0:
         raise ValueError(f"width = {width} must be above 0")
-    size = np.where(np.isnan(effects.standard_error), -1, np.abs(effects.estimate))
+    return np.ceil(members * np.square(top_width(effects, top=top, level=level) / width))
+
+
+def top_width(effects: Effects, *, top: int = 10, level: float = 0.95) -> Float[np.ndarray, " t"]:
+    """The widest interval of each target's largest effects, in output units.
+
+    NaN where no group varies; arguments as of `members_for_width`.
+    """
+    known = np.isfinite(effects.standard_error)
+    size = np.where(known, np.abs(effects.estimate), -1)
     largest = np.argsort(-size, axis=0)[:top]
-    error = np.nanmax(np.take_along_axis(effects.standard_error, largest, 0), axis=0)
-    now = 2 * norm.ppf((1 + level) / 2) * error
-    return np.ceil(members * np.square(now / width))
+    error = np.take_along_axis(np.where(known, effects.standard_error, 0), largest, 0).max(0)
+    return 2 * norm.ppf((1 + level) / 2) * np.where(known.any(0), error, np.nan)
 
 
 def learning_curve(

@@ -30,7 +30,7 @@ def solve(problem: Moments, penalty: float) -> Float[np.ndarray, "g t"]:
     if not isinstance(gram, Factored):
         return cho_solve(_factor(gram, penalty), correlation)
     # (rows'rows + r)^-1 c = (c - rows' (rows rows' + r)^-1 rows c) / r, of the size of the rows.
-    rows = np.asarray(gram.rows)
+    rows = gram.centred_rows()
     inner = cho_solve(_factor(rows @ rows.T, penalty), rows @ correlation)
     return (correlation - rows.T @ inner) / penalty
 

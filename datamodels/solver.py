@@ -40,6 +40,8 @@ LONGEST = 100.0
 EASY = 8
 """Iterations before solved targets leave: a shorter solve is over before a narrower program is
 compiled."""
+NARROWEST = 32
+"""Targets of the narrowest program: fewer would take as long, and a program more to compile."""
 NARROW = 128
 """Targets of a program that gains little from being narrower."""
 SPARSE = 0.03
@@ -302,14 +304,14 @@ def _solve_block(
             unsolved = np.flatnonzero(~(np.asarray(state.gap) <= tolerance))
             if not unsolved.size:
                 return point, taken
-            if 2 * unsolved.size <= len(targets):
+            if 2 * few_widths(unsolved.size) <= len(targets):
                 unsolved = _padded(unsolved)
                 targets = targets[unsolved]
                 task, state = _pick((task, state), unsolved)
             if taken >= limit:
                 break
             # Narrow programs gain little from narrower ones.
-            leave, until = len(targets) // 2 if len(targets) > NARROW else 0, limit
+            leave, until = _worth_leaving(len(targets)) if len(targets) > NARROW else 0, limit
     return point, taken
 
 
@@ -325,10 +327,20 @@ def _put(tree: Any, targets: Int[np.ndarray, " k"], values: Any) -> Any:
 
 def _padded(targets: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
     """Filled up with repetitions to one of few widths, as each width has to be compiled."""
-    count = len(targets)
+    return np.resize(targets, few_widths(len(targets)))
+
+
+def _worth_leaving(count: int) -> int:
+    """The most unsolved targets of so many for which a program of half the width is there."""
+    halves = range(count // 2, 0, -1)
+    return next((few for few in halves if 2 * few_widths(few) <= count), 0)
+
+
+def few_widths(count: int) -> int:
+    """The next of few widths: powers of two, then multiples of `NARROW`."""
     if count <= NARROW:
-        return np.resize(targets, 1 << (count - 1).bit_length())
-    return np.resize(targets, math.ceil(count / NARROW) * NARROW)
+        return max(NARROWEST, 1 << (count - 1).bit_length())
+    return math.ceil(count / NARROW) * NARROW
 
 
 def _penalties(

@@ -2,63 +2,125 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from datamodels.design import Bernoulli
+from datamodels.design import Bernoulli, Drawn, FixedSize, Pairs, TwoLevel, from_description
 from influence.config import Config
 from influence.experiment import Experiment
 from influence.members import Members
 from training.arm import Arm, ArmSpec
 from training.bank import Bank, Manifest
 from training.errors import UserError
+from training.groups import Groups, describe
 from training.parallel import local_layout
 from training.seeds import root_key
 from training.shards import Shard
 from training.sweep import SweepConfig, Task, param_bytes
 
-STREAMS = {"main": 0, "replicates": 1, "verification": 2}
-"""Which root key each arm draws from; a number is never given to another arm."""
+VERIFICATION_STREAM = 2
+"""Which root key the verification draws from; no arm of `alpha_arms` has it."""
 
 
-def designs(config: Config) -> dict[str, Bernoulli]:
-    """The design of each arm, by the arm's name.
+class AlphaArms(NamedTuple):
+    """The arms of one alpha: members with a mask each, and replicates, which show seed noise."""
 
-    There are no replicates where none are asked for, or where all members share one training key:
-    they would all be the same.
+    alpha: float
+    main: str
+    replicates: str
+    streams: tuple[int, int]
+    """Which root keys the two draw from; a number is never given to another arm."""
+
+
+def alpha_arms(sweep: SweepConfig) -> list[AlphaArms]:
+    """The arms of each alpha; the first are called "main" and "replicates"."""
+    first, *others = sweep.alpha
+    return [
+        AlphaArms(first, "main", "replicates", (0, 1)),
+        *(
+            AlphaArms(alpha, f"main_{alpha:g}", f"replicates_{alpha:g}", (2 * at + 3, 2 * at + 4))
+            for at, alpha in enumerate(others)
+        ),
+    ]
+
+
+def has_replicates(sweep: SweepConfig) -> bool:
+    """Whether seed noise is measured.
+
+    Not where no replicates are asked for, nor where all members share one training key: they would
+    all be the same.
     """
-    sweep = config.sweep
-    main = {"main": Bernoulli(sweep.alpha)}
-    if sweep.seeds == "common" or not sweep.replicate_masks:
-        return main
-    return main | {"replicates": Bernoulli(sweep.alpha, replicates=sweep.replicate_seeds)}
+    return sweep.seeds != "common" and sweep.replicate_masks > 0
 
 
 def member_counts(config: Config) -> dict[str, int]:
     """How many members each arm has, by the arm's name."""
-    sweep = config.sweep
-    counts = {"main": sweep.members, "replicates": sweep.replicate_masks * sweep.replicate_seeds}
-    return {name: counts[name] for name in designs(config)}
+    sweep, counts = config.sweep, {}
+    for arms in alpha_arms(sweep):
+        counts[arms.main] = sweep.members
+        if has_replicates(sweep):
+            counts[arms.replicates] = sweep.replicate_masks * sweep.replicate_seeds
+    return counts
 
 
 def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
     """What each arm holds, by the arm's name."""
-    sweep = experiment.config.sweep
-    members = member_counts(experiment.config)
-    return {
-        name: ArmSpec(
-            name=name,
-            members=members[name],
-            groups=len(experiment.train),
-            unit=unit_size(sweep),
-            seed=sweep.seed,
-            stream=STREAMS[name],
-            design=design.describe(),
-            common_seed=sweep.seeds == "common",
+    sweep, groups = experiment.config.sweep, experiment.groups
+    members, specs = member_counts(experiment.config), {}
+    of_groups, columns = _masks_groups(experiment), mask_columns(experiment)
+    for arms in alpha_arms(sweep):
+        pair = zip(
+            (arms.main, arms.replicates), arms.streams, (1, sweep.replicate_seeds), strict=True
         )
-        for name, design in designs(experiment.config).items()
-    }
+        for name, stream, replicates in pair:
+            if name not in members:
+                continue
+            specs[name] = ArmSpec(
+                name=name,
+                members=members[name],
+                groups=int(columns.max()) + 1,
+                unit=unit_size(sweep),
+                seed=sweep.seed,
+                stream=stream,
+                design=_design(sweep, arms.alpha, groups, replicates).describe(),
+                common_seed=sweep.seeds == "common",
+                group_of=tuple(groups.of.tolist()) if of_groups else None,
+                grouping=groups.made_by,
+            )
+    return specs
+
+
+def mask_columns(experiment: Experiment) -> Int[np.ndarray, " n"]:
+    """The column of a mask that keeps or drops each training example."""
+    groups = experiment.groups.of
+    return groups if _masks_groups(experiment) else np.arange(len(groups))
+
+
+def _masks_groups(experiment: Experiment) -> bool:
+    """Whether a mask's columns are groups, and not examples: two levels draw every example."""
+    return not experiment.groups.is_single and experiment.config.sweep.design != "two_level"
+
+
+def _design(sweep: SweepConfig, alpha: float, groups: Groups, replicates: int) -> Drawn:
+    match sweep.design:
+        case "fixed_size":
+            return FixedSize(alpha, replicates=replicates)
+        case "pairs":
+            return Pairs(replicates=replicates)
+        case "two_level":
+            clusters = tuple(groups.of.tolist())
+            return TwoLevel(alpha, sweep.inner_alpha, clusters, replicates=replicates)
+    return Bernoulli(alpha, replicates=replicates)
+
+
+def clusters_of(manifest: Manifest, config: Config) -> Sequence[int] | None:
+    """The clusters of training examples that a bank has; None where others are asked for."""
+    spec = manifest.arms["main"]
+    if spec.grouping != describe(config.groups):
+        return None
+    return spec.group_of or spec.design.get("clusters")
 
 
 def unit_size(sweep: SweepConfig) -> int:
@@ -111,8 +173,19 @@ def _positions(ids: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " t
     return np.array([order[id] for id in wanted])
 
 
-def read_arms(bank: Bank, experiment: Experiment) -> tuple[Members, Members | None]:
-    """The members of (the main arm, the replicates if there are any), each unit checked.
+class Arms(NamedTuple):
+    """The members of one alpha."""
+
+    name: str
+    """Of the main arm."""
+    alpha: float
+    """Probability that a mask's group is kept."""
+    main: Members
+    replicates: Members | None
+
+
+def read_arms(bank: Bank, experiment: Experiment) -> list[Arms]:
+    """The members of every alpha, each unit checked.
 
     Outputs are in the order of the experiment's targets.
 
@@ -120,16 +193,20 @@ def read_arms(bank: Bank, experiment: Experiment) -> tuple[Members, Members | No
         UserError: units are missing or damaged, or masks are not those of the design.
     """
     columns = _positions(bank.target_ids, experiment.targets.ids)
-    found = {
-        name: _members(bank.arm(name), design, columns)
-        for name, design in designs(experiment.config).items()
-    }
-    return found["main"], found.get("replicates")
+    sweep, found = experiment.config.sweep, []
+    for arms in alpha_arms(sweep):
+        main = bank.arm(arms.main)
+        replicates = None
+        if has_replicates(sweep):
+            replicates = _members(bank.arm(arms.replicates), columns)
+        alpha = main.spec.design["alpha"]
+        found.append(Arms(arms.main, alpha, _members(main, columns), replicates))
+    return found
 
 
-def _members(arm: Arm, design: Bernoulli, columns: Int[np.ndarray, " t"]) -> Members:
+def _members(arm: Arm, columns: Int[np.ndarray, " t"]) -> Members:
     masks, spec = arm.read_masks(), arm.spec
-    root = root_key(spec.seed, spec.stream)
+    root, design = root_key(spec.seed, spec.stream), from_description(spec.design)
     for unit in range(spec.units):
         if (
             design.masks(root, spec.unit_rows(unit), spec.groups) != masks[spec.unit_slice(unit)]
@@ -146,4 +223,6 @@ def _members(arm: Arm, design: Bernoulli, columns: Int[np.ndarray, " t"]) -> Mem
         parts = [arm.read_outputs(slice(int(run[0]), int(run[-1]) + 1)) for run in runs]
         return np.concatenate(parts, axis=1)
 
-    return Members(masks, arm.read_status(), outputs)
+    everyone = np.arange(spec.members)
+    alpha = design.probabilities(root, everyone, spec.groups)
+    return Members(masks, arm.read_status(), outputs, alpha, design.draws(everyone))

@@ -6,19 +6,22 @@ import math
 import shutil
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 
 from datamodels.additive import AdditiveDatamodel, FitDiagnostics
-from influence.attribution import Quality
+from datamodels.estimates import Effects
 from influence.audit import Scores, Suspicion
-from influence.experiment import Experiment
+from influence.experiment import Experiment, Targets
+from influence.quality import Found, Quality, found_in
 from influence.run import Run
 from training.arm import TARGET_BLOCK
 from training.errors import UserError, reason
@@ -26,38 +29,58 @@ from training.files import writing
 
 
 @dataclass(frozen=True)
-class StoredDatamodel:
-    """The datamodels of a run; their weights are read a block of targets at a time."""
+class Columns:
+    """A matrix (g, t) on disk, each target's column together; read a block of targets at a time."""
 
     run: Run
-    diagnostics: FitDiagnostics
-    quality: Quality
+    path: Path
     digests: tuple[str, ...]
-    """Of the weights of each block of targets."""
+    """Of each block of targets."""
 
-    def weights(self, targets: slice) -> Float32[np.ndarray, "g b"]:
-        """The weights of some targets.
+    def __call__(self, targets: slice) -> Float32[np.ndarray, "g b"]:
+        """The columns of some targets.
 
         Raises:
             UserError: they are damaged.
         """
         first = targets.start // TARGET_BLOCK
-        stored, parts = self._weights, []
+        stored, parts = self._stored, []
         for number in range(first, math.ceil(targets.stop / TARGET_BLOCK)):
             columns = slice(number * TARGET_BLOCK, (number + 1) * TARGET_BLOCK)
             part = np.array(stored[:, columns])
             if _digest(part) != self.digests[number]:
-                raise _damaged(self.run, "its weights do not match their digest")
+                raise _damaged(self.run, f"{self.path.name} does not match its digest")
             parts.append(part)
         start = targets.start - first * TARGET_BLOCK
         return np.concatenate(parts, axis=1)[:, start : start + targets.stop - targets.start]
 
     @property
-    def _weights(self) -> np.ndarray:
+    def _stored(self) -> np.ndarray:
         try:
-            return np.load(self.run.weights, mmap_mode="r", allow_pickle=False)
+            return np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise _damaged(self.run, reason(error)) from error
+
+
+@dataclass(frozen=True)
+class StoredDatamodel:
+    """The datamodels of a run, and the effects on its clean and incident targets."""
+
+    diagnostics: FitDiagnostics
+    quality: Quality
+    intercept: Float32[np.ndarray, " t"]
+    weights: Columns
+    effects: Columns
+    """On the clean and the incident targets, in this order."""
+    effect_errors: Columns
+    mean_effects: Effects
+    """On the mean output of the clean targets, and of the incident."""
+    found: Found
+    """In the effects on the clean and the incident targets."""
+
+    def predict(self, masks: Bool[np.ndarray, "k g"], targets: slice) -> Float[np.ndarray, "k b"]:
+        """Predicted outputs of some targets."""
+        return masks.astype(np.float32) @ self.weights(targets) + self.intercept[targets]
 
 
 def _damaged(run: Run, why: str) -> UserError:
@@ -69,10 +92,12 @@ def _damaged(run: Run, why: str) -> UserError:
 def save_datamodel(
     run: Run,
     groups: int,
-    target_ids: Sequence[str],
-    parts: Iterable[tuple[AdditiveDatamodel, Quality]],
+    targets: Targets,
+    fits: Iterable[tuple[AdditiveDatamodel, Quality]],
+    effects: Iterable[Effects],
+    mean_effects: Effects,
 ) -> None:
-    """Write the datamodels of one block of `TARGET_BLOCK` targets after the other.
+    """Write the datamodels and effects of one block of `TARGET_BLOCK` targets after the other.
 
     They take the place of older ones when all are written.
     """
@@ -81,35 +106,57 @@ def save_datamodel(
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        with (partial / run.weights.name).open("wb") as file:
-            joined = _write_weights(file, (groups, len(target_ids)), parts)
-        np.savez(partial / run.datamodel.name, target_ids=np.array(target_ids), **joined)
+        columns: dict[str, list[np.ndarray]] = defaultdict(list)
+        with _columns_file(partial / run.weights.name, groups, len(targets)) as write:
+            for model, quality in fits:
+                columns["weights_sha256"].append(write(model.weights))
+                own = dataclasses.asdict(model.diagnostics) | quality._asdict()
+                for name, values in (own | {"intercept": model.intercept}).items():
+                    columns[name].append(values)
+        judged = targets.incident.stop - targets.clean.start
+        with (
+            _columns_file(partial / run.effects.name, groups, judged) as write,
+            _columns_file(partial / run.effect_errors.name, groups, judged) as write_error,
+        ):
+            for part in effects:
+                columns["effects_sha256"].append(write(part.estimate))
+                columns["effect_errors_sha256"].append(write_error(part.standard_error))
+                for name, values in found_in(part)._asdict().items():
+                    columns[name].append(values)
+        joined: dict[str, Any] = {
+            name: np.concatenate(values, axis=-1) for name, values in columns.items()
+        }
+        joined |= {
+            "target_ids": np.array(targets.ids),
+            "mean_effects": mean_effects.estimate,
+            "mean_effect_errors": mean_effects.standard_error,
+        }
+        np.savez(partial / run.datamodel.name, **joined)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
 
-def _write_weights(
-    file: BinaryIO,
-    shape: tuple[int, int],
-    parts: Iterable[tuple[AdditiveDatamodel, Quality]],
-) -> dict[str, Any]:
-    """Write the weights as they come; returns all else, of all targets."""
-    # Each target's weights together, as they are made and read. A memory-mapped file would do, but
+@contextmanager
+def _columns_file(
+    path: Path, groups: int, targets: int
+) -> Iterator[Callable[[Float[np.ndarray, "g b"]], np.ndarray]]:
+    """A function that appends columns to the file and returns their digest, in an array."""
+    # Each target's column together, as they are made and read. A memory-mapped file would do, but
     # where the disk is full it ends the process.
-    header = {"descr": "<f4", "fortran_order": True, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    columns: dict[str, list[np.ndarray]] = defaultdict(list)
-    for model, quality in parts:
-        file.write(np.ascontiguousarray(model.weights.T).tobytes())
-        own = dataclasses.asdict(model.diagnostics) | quality._asdict()
-        own |= {"intercept": model.intercept, "weights_sha256": [_digest(model.weights)]}
-        for name, values in own.items():
-            columns[name].append(values)
-    return {name: np.concatenate(values) for name, values in columns.items()}
+    header = {"descr": "<f4", "fortran_order": True, "shape": (groups, targets)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def write(columns: Float[np.ndarray, "g b"]) -> np.ndarray:
+            narrow = columns.astype(np.float32)
+            file.write(np.ascontiguousarray(narrow.T).tobytes())
+            return np.array([_digest(narrow)])
+
+        yield write
 
 
-def _digest(weights: Float32[np.ndarray, "g b"]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(weights.T).tobytes()).hexdigest()
+def _digest(columns: Float32[np.ndarray, "g b"]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(columns.T).tobytes()).hexdigest()
 
 
 def load_datamodel(run: Run) -> StoredDatamodel:
@@ -122,12 +169,19 @@ def load_datamodel(run: Run) -> StoredDatamodel:
         # Opened here, since numpy leaves a file open that is no archive.
         with run.datamodel.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             names = [field.name for field in dataclasses.fields(FitDiagnostics)]
-            diagnostics = FitDiagnostics(**{name: stored[name] for name in names})
-            quality = Quality(*(stored[name] for name in Quality._fields))
-            digests = tuple(stored["weights_sha256"].tolist())
+            found = {name: stored[name] for name in stored.files}
+            return StoredDatamodel(
+                FitDiagnostics(**{name: found[name] for name in names}),
+                Quality(*(found[name] for name in Quality._fields)),
+                found["intercept"],
+                Columns(run, run.weights, tuple(found["weights_sha256"].tolist())),
+                Columns(run, run.effects, tuple(found["effects_sha256"].tolist())),
+                Columns(run, run.effect_errors, tuple(found["effect_errors_sha256"].tolist())),
+                Effects(found["mean_effects"], found["mean_effect_errors"]),
+                Found(*(found[name] for name in Found._fields)),
+            )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _damaged(run, reason(error)) from error
-    return StoredDatamodel(run, diagnostics, quality, digests)
 
 
 def save_scores(
@@ -144,6 +198,7 @@ def save_scores(
     columns: dict[str, Any] = {
         "id": experiment.train.ids,
         "label": np.asarray(experiment.train.examples.labels),
+        "group": experiment.groups.of,
         **scores._asdict(),
         "rank_blind": suspicion.blind,
         **({} if suspicion.incident is None else {"rank_incident": suspicion.incident}),

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 import datamodels
+from datamodels.estimates import Effects
 from influence.experiment import Targets
 from influence.members import Members, target_blocks
 
@@ -34,6 +35,16 @@ class Scores(NamedTuple):
     incident_weight: Float[np.ndarray, " n"]
     """Its mean datamodel weight on the bad predictions of the incident; positive where keeping
     it raises them. NaN without an incident."""
+    clean_effect: Float[np.ndarray, " n"]
+    """Effect of its group on the mean output of the clean targets, not shrunk as weights are."""
+    clean_effect_error: Float[np.ndarray, " n"]
+    """Standard error of `clean_effect`."""
+    incident_effect: Float[np.ndarray, " n"]
+    """The same on the mean output of the incident. NaN without one."""
+    incident_effect_error: Float[np.ndarray, " n"]
+    """Standard error of `incident_effect`."""
+    incident_q: Float[np.ndarray, " n"]
+    """The smallest false discovery rate at which its group is found to affect the incident."""
 
 
 class Suspicion(NamedTuple):
@@ -54,19 +65,28 @@ Weights = Callable[[slice], Float[np.ndarray, "n b"]]
 """Datamodel weights of some targets."""
 
 
-def score(main: Members, weights: Weights, targets: Targets, higher_is_better: bool) -> Scores:
-    """All scores.
+def score(
+    main: Members,
+    weights: Weights,
+    mean_effects: Effects,
+    targets: Targets,
+    group_of: Int[np.ndarray, " n"],
+    higher_is_better: bool,
+) -> Scores:
+    """All scores. What groups do is said of each of their examples.
 
     Args:
-        main: usable members of the main arm.
+        main: usable members of the main arms.
         weights: datamodel weights of some targets.
+        mean_effects: on the mean output of the clean targets, and of the incident.
         targets: which of them are training examples, clean targets and the incident.
+        group_of: the mask's column of each training example.
         higher_is_better: False for an output such as the loss, which is then negated, so that
             every score reads as stated whatever the output.
     """
     sign = 1.0 if higher_is_better else -1.0
     own = [
-        _own_scores(main, weights, targets.train, block, sign)
+        _own_scores(main, weights, targets.train, block, group_of, sign)
         for block in target_blocks(targets.train)
     ]
     out_of_bag, error, memorisation, memorisation_error, self_weight = (
@@ -78,23 +98,38 @@ def score(main: Members, weights: Weights, targets: Targets, higher_is_better: b
         memorisation,
         memorisation_error,
         self_weight,
-        sign * _mean_weight(weights, targets.clean, main.masks.shape[1]),
-        sign * _mean_weight(weights, targets.incident, main.masks.shape[1]),
+        sign * _mean_weight(weights, targets.clean, main.masks.shape[1])[group_of],
+        sign * _mean_weight(weights, targets.incident, main.masks.shape[1])[group_of],
+        sign * mean_effects.estimate[group_of, 0],
+        mean_effects.standard_error[group_of, 0],
+        sign * mean_effects.estimate[group_of, 1],
+        mean_effects.standard_error[group_of, 1],
+        _q_values(mean_effects)[group_of, 1],
     )
 
 
+def _q_values(effects: Effects) -> Float[np.ndarray, "g t"]:
+    """NaN for a block that has no targets."""
+    return np.where(np.isnan(effects.estimate), np.nan, effects.q_values())
+
+
 def _own_scores(
-    main: Members, weights: Weights, train: slice, block: slice, sign: float
+    main: Members,
+    weights: Weights,
+    train: slice,
+    block: slice,
+    group_of: Int[np.ndarray, " n"],
+    sign: float,
 ) -> tuple[Float[np.ndarray, " b"], ...]:
     """The scores of some training examples that come from themselves as targets."""
-    examples = slice(block.start - train.start, block.stop - train.start)
-    found = datamodels.marginal(main.masks[:, examples], sign * main.outputs(block))
+    groups = group_of[block.start - train.start : block.stop - train.start]
+    found = datamodels.marginal(main.masks[:, groups], sign * main.outputs(block))
     return (
         found.out_of_bag.value,
         found.out_of_bag.standard_error,
         found.memorisation.value,
         found.memorisation.standard_error,
-        sign * np.diagonal(weights(block)[examples]),
+        sign * weights(block)[groups, np.arange(len(groups))],
     )
 
 

@@ -222,7 +222,7 @@ def _config_changes(run: Run, new: Config, growing: bool) -> list[tuple[str, Any
     old = read_config(run.config)
     return [
         (f"{section}.{key}", before, after)
-        for section in ("data", "poison", "model", "optim", "sweep", "checkpoint")
+        for section in ("data", "poison", "groups", "model", "optim", "sweep", "checkpoint")
         for key, before in dataclasses.asdict(getattr(old, section)).items()
         if before != (after := dataclasses.asdict(getattr(new, section))[key])
         and not _may_change((section, key), before, after, growing)
@@ -236,11 +236,13 @@ def _may_change(key: tuple[str, str], before: Any, after: Any, growing: bool) ->
             return bool(before) == bool(after)
         case ("data", "target_count") if not before:  # which stands for target_fraction
             return False
+        case ("sweep", "alpha"):  # each of them has an arm
+            return growing and after[: len(before)] == before
     return key in FREE_KEYS or (growing and key in GROWING_KEYS and after > before)
 
 
 def shown(value: Any) -> str:
     """A value of a manifest, for a message."""
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}" if len(value) > 4 else ", ".join(map(str, value))
     return str(value)

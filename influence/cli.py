@@ -138,7 +138,7 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         elif dry:
             from influence.plan import plan
 
-            print(plan(pipeline.prepare(config), out, shard, retrain=retrain))
+            print(plan(pipeline.prepare_for(config, out), out, shard, retrain=retrain))
         else:
             print(pipeline.sweep_alone(config, out, shard, retrain=retrain, engine=chosen))
     return 0

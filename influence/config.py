@@ -17,6 +17,7 @@ import tyro
 from training.checkpoints import CheckpointConfig
 from training.data import DataConfig
 from training.errors import UserError, nearest
+from training.groups import GroupsConfig
 from training.models import ModelConfig
 from training.optim import OptimConfig
 from training.poison import PoisonConfig
@@ -72,6 +73,7 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     poison: PoisonConfig = field(default_factory=PoisonConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -187,7 +189,11 @@ def _with_absolute_paths(config: Config) -> Config:
     if model.init_from and "://" not in model.init_from:
         path = str(Path(model.init_from).absolute())
         model = dataclasses.replace(model, init_from=path)
-    return dataclasses.replace(config, data=dataclasses.replace(data, **changes), model=model)
+    groups = config.groups
+    if groups.file:
+        groups = dataclasses.replace(groups, file=str(Path(groups.file).absolute()))
+    data = dataclasses.replace(data, **changes)
+    return dataclasses.replace(config, data=data, model=model, groups=groups)
 
 
 def check(config: Config) -> None:
@@ -204,7 +210,31 @@ def check(config: Config) -> None:
             raise UserError(f"{key} = {value} must be {rule}")
 
     sweep, fit, audit, optim = config.sweep, config.fit, config.audit, config.optim
-    require(0 < sweep.alpha < 1, "sweep.alpha", "above 0 and below 1")
+    require(bool(sweep.alpha), "sweep.alpha", "one or more numbers")
+    for alpha in sweep.alpha:
+        if not 0 < alpha < 1:
+            raise UserError(f"sweep.alpha = {alpha} must be above 0 and below 1")
+    require(len({f"{a:g}" for a in sweep.alpha}) == len(sweep.alpha), "sweep.alpha",
+            "different numbers")  # fmt: skip
+    require(
+        sweep.design != "pairs" or sweep.alpha == (0.5,),
+        "sweep.alpha",
+        '0.5 alone with sweep.design = "pairs", whose masks are complementary',
+    )
+    require(
+        sweep.design != "fixed_size" or len(sweep.alpha) == 1,
+        "sweep.alpha",
+        'one number with sweep.design = "fixed_size"',
+    )
+    require(0 < sweep.inner_alpha < 1, "sweep.inner_alpha", "above 0 and below 1")
+    require(
+        sweep.design != "two_level" or config.groups.by != "example",
+        "groups.by",
+        'column, cluster or file with sweep.design = "two_level", which chooses groups first',
+    )
+    for by in ("column", "file"):
+        named = bool(getattr(config.groups, by))
+        require(config.groups.by != by or named, f"groups.{by}", f'given with groups.by = "{by}"')
     require(sweep.members >= 8, "sweep.members", "at least 8")
     require(sweep.replicate_masks == 0 or sweep.replicate_masks >= 2, "sweep.replicate_masks",
             "0 or at least 2")  # fmt: skip
@@ -219,15 +249,20 @@ def check(config: Config) -> None:
     require(sweep.unit >= 1, "sweep.unit", "at least 1")
     require(config.checkpoint.every_steps >= 0, "checkpoint.every_steps", "at least 0")
     require(fit.held_out >= 2, "fit.held_out", "at least 2")
+    # Complementary masks are drawn as one.
+    rows = 2 if sweep.design == "pairs" else 1
+    require(fit.held_out % rows == 0, "fit.held_out", 'even with sweep.design = "pairs"')
+    most = sweep.members - 6 * rows
     require(
-        fit.held_out <= sweep.members - 4,
+        fit.held_out <= most,
         "fit.held_out",
-        f"at most sweep.members - 4 = {sweep.members - 4}, so that some masks are left to fit",
+        f"at most sweep.members - {6 * rows} = {most}, so that some masks are left to fit",
     )
+    draws = (sweep.members - fit.held_out) // rows
     require(
-        2 <= fit.folds <= sweep.members - fit.held_out,
+        3 <= fit.folds <= draws,
         "fit.folds",
-        f"from 2 to sweep.members - fit.held_out = {sweep.members - fit.held_out}",
+        f"from 3 to the {draws} masks that are drawn and not held out",
     )
     require(0 < audit.budget < 1, "audit.budget", "above 0 and below 1")
     require(audit.seeds >= 2, "audit.seeds", "at least 2")
@@ -294,10 +329,15 @@ def _section(default: Any, table: dict[str, Any], where: str) -> Any:
 def _typed(value: Any, default: Any, where: str) -> Any:
     """The value, if it has the type of the key's default; an int also passes for a float."""
     if isinstance(default, tuple):
-        value = (value,) if isinstance(value, str) else value
-        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        raise UserError(f"{where} = {value!r} must be a list of strings")
+        values = value if isinstance(value, list | tuple) else (value,)
+        # What is empty by default holds texts.
+        kind, name = (
+            (float, "numbers") if isinstance((*default, "")[0], float) else (str, "strings")
+        )
+        fits = (float, int) if kind is float else str
+        if all(isinstance(item, fits) and not isinstance(item, bool) for item in values):
+            return tuple(map(kind, values))
+        raise UserError(f"{where} = {value!r} must be a list of {name}")
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

@@ -1,5 +1,6 @@
 """Verification: retrain without what was flagged, and without as many random examples."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,75 +10,85 @@ from scipy.stats import t as student
 
 from datamodels.design import Listed
 
-CELLS = ("before", "after", "after_random", "context_kept", "context_dropped")
+COMPARED = ("before", "after", "after_random")
 """Cells of the verification, each retrained with the same seeds:
 
-before            every example kept
-after             all but the flagged
-after_random      all but equally many random ones, drawn anew for each seed
-context_kept      the others kept with probability alpha, the flagged all kept
-context_dropped   the same others, the flagged all dropped
+before         every example kept
+after          all but the flagged
+after_random   all but equally many random ones, drawn anew for each seed
+
+and for each design two more (`context_cells`): the others as the design keeps them, the flagged all
+kept, or all dropped.
 """
 
 Interval = tuple[float, float, float]
 """(mean, low, high): 95 % over seeds."""
 
 
+def context_cells(context: str) -> tuple[str, str]:
+    """The two cells of a context, by name: the flagged kept, and dropped."""
+    return f"{context}, kept", f"{context}, dropped"
+
+
+def cell_names(contexts: Sequence[str]) -> list[str]:
+    """All cells, in their order."""
+    return [*COMPARED, *(cell for context in contexts for cell in context_cells(context))]
+
+
 class Change(NamedTuple):
-    """Change of every target's output by the removal, predicted and measured (mean of seeds)."""
+    """Change of every target's output by the removal, predicted and measured with each seed."""
 
     predicted: Float[np.ndarray, " t"]
     """Minus the sum of the removed weights."""
-    context: Float[np.ndarray, " t"]
-    """Measured with the others kept with probability alpha: what a datamodel estimates."""
-    context_seeds: Float[np.ndarray, "s t"]
-    all_kept: Float[np.ndarray, " t"]
+    contexts: dict[str, Float[np.ndarray, "s t"]]
+    """By name; measured with the others as a design keeps them: what a datamodel estimates."""
+    all_kept: Float[np.ndarray, "s t"]
     """Measured with all others kept: for the datamodel an extrapolation."""
-    all_kept_seeds: Float[np.ndarray, "s t"]
 
 
-def plan(flagged: Bool[np.ndarray, " n"], alpha: float, seeds: int, seed: int) -> Listed:
-    """The masks to retrain: every cell of `CELLS`, `seeds` members each, cell by cell."""
-    count = len(flagged)
+def plan(
+    flagged: Bool[np.ndarray, " n"], contexts: Mapping[str, Bool[np.ndarray, "s n"]], seed: int
+) -> Listed:
+    """The masks to retrain, one a seed in every cell, cell by cell.
+
+    Args:
+        flagged: the examples to remove.
+        contexts: by name, examples kept with each seed.
+        seed: decides the random removals.
+    """
+    count, seeds = len(flagged), len(next(iter(contexts.values())))
     everything = np.ones((seeds, count), bool)
-    random, context = everything.copy(), everything.copy()
+    random = everything.copy()
     for row in range(seeds):
         # A stream for each seed: asking for more seeds leaves the first ones as they are.
         rng = np.random.default_rng([seed, 2, row])
         random[row, rng.choice(count, int(flagged.sum()), replace=False)] = False
-        context[row] = rng.random(count) < alpha
-    cells = {
-        "before": everything,
-        "after": everything & ~flagged,
-        "after_random": random,
-        "context_kept": context | flagged,
-        "context_dropped": context & ~flagged,
-    }
-    return Listed(
-        np.concatenate([cells[cell] for cell in CELLS]), np.tile(np.arange(seeds), len(CELLS))
-    )
+    cells = {"before": everything, "after": everything & ~flagged, "after_random": random}
+    for name, kept in contexts.items():
+        cells |= zip(context_cells(name), (kept | flagged, kept & ~flagged), strict=True)
+    masks = np.concatenate([cells[cell] for cell in cell_names(list(contexts))])
+    return Listed(masks, np.tile(np.arange(seeds), len(cells)))
 
 
 def by_cell(
-    members: Shaped[np.ndarray, "m ..."],
+    members: Shaped[np.ndarray, "m ..."], contexts: Sequence[str]
 ) -> dict[str, Shaped[np.ndarray, "s ..."]]:
     """Whatever the planned members have, cell by cell."""
-    return dict(zip(CELLS, np.split(members, len(CELLS)), strict=True))
+    names = cell_names(contexts)
+    return dict(zip(names, np.split(members, len(names)), strict=True))
 
 
 def change(
-    cells: dict[str, Float[np.ndarray, "s t"]], predicted: Float[np.ndarray, " t"]
+    cells: dict[str, Float[np.ndarray, "s t"]],
+    predicted: Float[np.ndarray, " t"],
+    contexts: Sequence[str],
 ) -> Change:
     """Predicted beside measured change of each target."""
-    context = cells["context_dropped"] - cells["context_kept"]
-    all_kept = cells["after"] - cells["before"]
-    return Change(
-        predicted,
-        np.nanmean(context, 0),
-        context,
-        np.nanmean(all_kept, 0),
-        all_kept,
-    )
+    measured = {}
+    for name in contexts:
+        kept, dropped = context_cells(name)
+        measured[name] = cells[dropped] - cells[kept]
+    return Change(predicted, measured, cells["after"] - cells["before"])
 
 
 def share_interval(per_seed: Float[np.ndarray, " s"], inputs: int) -> Interval:

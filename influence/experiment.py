@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from training.augment import check_augmentation
 from training.data import Table, content_hash, load
 from training.errors import UserError
 from training.examples import Examples, concatenate, fit_normaliser
+from training.groups import Groups, clusters, from_file, from_values, single
 from training.models import Model, build_model, module_source
 from training.outputs import BUILTIN, OutputFunction, output_function
 from training.poison import Attack, plant
@@ -55,6 +56,8 @@ class Experiment:
 
     config: Config
     train: Table
+    groups: Groups
+    """Of the training examples."""
     targets: Targets
     attacks: tuple[Attack, ...]
     class_names: tuple[str, ...]
@@ -77,13 +80,19 @@ class Experiment:
         return "blind" if self.incident_attack is None else "incident"
 
 
-def prepare(config: Config) -> Experiment:
-    """Load the data, plant the poison asked for, build model, recipe and targets.
+def prepare(config: Config, clustered: Sequence[int] | None = None) -> Experiment:
+    """Load the data, plant the poison asked for, build groups, model, recipe and targets.
+
+    Args:
+        config: what to prepare.
+        clustered: the clusters that a bank of these groups has; None: to be found.
 
     Raises:
         UserError: anything in the data or the config that does not fit.
     """
-    split = load(config.data, SPARE_ROWS if config.poison.backdoor_fraction else 0)
+    spare = SPARE_ROWS if config.poison.backdoor_fraction else 0
+    column = config.groups.column if config.groups.by == "column" else ""
+    split = load(config.data, spare, column)
     labels = np.concatenate(
         [np.asarray(table.examples.labels) for table in (split.train, split.targets, split.spare)]
     )
@@ -109,6 +118,7 @@ def prepare(config: Config) -> Experiment:
     return Experiment(
         config,
         train,
+        _groups(config, train, split.group_values, model, recipe, clustered),
         _targets(train, split.targets, incident),
         attacks,
         names,
@@ -191,6 +201,25 @@ def _classes(config: Config, labels: Int[np.ndarray, " n"]) -> int:
             f"below model.classes (0 = as many as the labels need)"
         )
     return classes
+
+
+def _groups(
+    config: Config,
+    train: Table,
+    values: tuple[Any, ...],
+    model: Model,
+    recipe: Recipe,
+    clustered: Sequence[int] | None,
+) -> Groups:
+    match config.groups.by:
+        case "column":
+            return from_values(values, config.groups)
+        case "file":
+            return from_file(config.groups, len(train))
+        case "cluster":
+            known = None if clustered is None else np.array(clustered)
+            return clusters(config.groups, train.examples, model, recipe, known)
+    return single(train.ids)
 
 
 def _targets(train: Table, clean: Table, incident: Table | None) -> Targets:

@@ -48,7 +48,7 @@ def export(bank: Bank, format: str, out: Path) -> int:
 
     Each row has its id ("main:17": arm and member), alpha, mask row (replicates share it), status
     (0 fine, 1 not finite, 2 empty mask), mask and outputs. Examples and targets are named by the
-    ids of the bank.
+    ids of the bank; where masks are over groups, the group of each example is there, too.
 
     Args:
         bank: may be in the making.
@@ -56,8 +56,10 @@ def export(bank: Bank, format: str, out: Path) -> int:
         out: the file; appears whole or not at all.
 
     Raises:
-        UserError: no member is done, a unit is damaged, or the file cannot be written.
+        UserError: no member is done, a unit is damaged, arms are over different groups, or the
+            file cannot be written.
     """
+    _group_of(bank)
     done = {name: _done_units(arm) for name, arm in bank.arms.items()}
     count = sum(
         len(bank.arm(name).spec.unit_rows(unit)) for name, units in done.items() for unit in units
@@ -76,6 +78,14 @@ def export(bank: Bank, format: str, out: Path) -> int:
     return sum(arm.spec.members for arm in bank.arms.values()) - count
 
 
+def _group_of(bank: Bank) -> tuple[int, ...]:
+    """The mask's column of each example."""
+    found = {arm.spec.group_of for arm in bank.arms.values()}
+    if len(found) > 1:
+        raise UserError(f"{bank.store} has arms over different groups, which one file cannot hold")
+    return found.pop() or tuple(range(len(bank.example_ids)))
+
+
 def _done_units(arm: Arm) -> list[int]:
     missing = set(arm.missing_units())
     return [unit for unit in range(arm.spec.units) if unit not in missing]
@@ -90,7 +100,8 @@ def _parts(bank: Bank, done: dict[str, list[int]]) -> Iterator[_Part]:
 
 
 def _write_npz(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -> None:
-    groups, targets = len(bank.example_ids), len(bank.target_ids)
+    group_of, targets = _group_of(bank), len(bank.target_ids)
+    groups = max(group_of) + 1
     small: dict[str, list[Any]] = {"row_ids": [], "mask_rows": [], "alpha": [], "status": []}
     with zipfile.ZipFile(path, "w") as file:
         with _array(file, "masks", np.dtype(bool), (count, groups)) as array:
@@ -103,7 +114,11 @@ def _write_npz(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -
         with _array(file, "outputs", np.dtype("<f4"), (count, targets)) as array:
             for part in _parts(bank, done):
                 array.write(part.rows.outputs.tobytes())
-        ids = {"example_ids": bank.example_ids, "target_ids": np.array(bank.target_ids)}
+        ids = {
+            "example_ids": bank.example_ids,
+            "group_of": np.array(group_of),
+            "target_ids": np.array(bank.target_ids),
+        }
         columns = {name: np.array(values) for name, values in small.items()}
         columns["status"] = columns["status"].astype(np.uint8)
         for name, values in (columns | ids).items():
@@ -120,7 +135,8 @@ def _array(file: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, 
 
 
 def _write_parquet(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -> None:
-    groups, targets = len(bank.example_ids), len(bank.target_ids)
+    group_of, targets = _group_of(bank), len(bank.target_ids)
+    groups = max(group_of) + 1
     schema = pa.schema(
         {
             "row_id": pa.string(),
@@ -132,6 +148,7 @@ def _write_parquet(bank: Bank, done: dict[str, list[int]], count: int, path: Pat
         },
         metadata={
             "example_ids": str(bank.example_ids.tolist()),
+            "group_of": str(list(group_of)),
             "target_ids": "\n".join(bank.target_ids),
         },
     )
@@ -151,7 +168,10 @@ def _write_parquet(bank: Bank, done: dict[str, list[int]], count: int, path: Pat
 def _write_csv(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        kept = [f"keeps {id}" for id in bank.example_ids]
+        group_of = np.array(_group_of(bank))
+        # Of a group the ids of all its examples.
+        ids = [bank.example_ids[group_of == group] for group in range(group_of.max() + 1)]
+        kept = ["keeps " + " ".join(map(str, of_group)) for of_group in ids]
         table.writerow(["row_id", "alpha", "mask_row", "status", *kept, *bank.target_ids])
         for part in _parts(bank, done):
             masks, outputs = part.rows.masks.astype(int).tolist(), part.rows.outputs

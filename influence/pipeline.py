@@ -5,8 +5,17 @@ Every stage can also be called alone on a run directory: it reads what earlier s
 
 from pathlib import Path
 
-from influence import attribution, detection, verification
-from influence.arms import arm_specs, designs, kept_bytes, main_task, read_arms
+from datamodels.checks import separation
+from datamodels.design import from_description
+from influence import attribution, detection, quality, verification
+from influence.arms import (
+    arm_specs,
+    clusters_of,
+    kept_bytes,
+    main_task,
+    mask_columns,
+    read_arms,
+)
 from influence.artifacts import (
     load_datamodel,
     read_scores,
@@ -20,7 +29,9 @@ from influence.config import Config, read_config
 from influence.engines import Engine, LocalEngine, find_work
 from influence.experiment import Experiment, prepare
 from influence.layout import with_layout
+from influence.members import join
 from influence.progress import say
+from influence.regression import divide
 from influence.report import write_report
 from influence.run import Run, open_run, write_run
 from training.bank import Bank, require_space
@@ -36,12 +47,22 @@ def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
 
     `retrain` is as in `sweep_stage`.
     """
-    run, experiment, bank = sweep_stage(prepare(config), out, retrain=retrain)
+    run, experiment, bank = sweep_stage(prepare_for(config, out), out, retrain=retrain)
     fit_stage(run, experiment, bank)
     audit_stage(run, experiment, bank)
     verify_stage(run, experiment)
     report_stage(run, experiment)
     return run
+
+
+def prepare_for(config: Config, out: Path) -> Experiment:
+    """What a run at `out` computes with: with the clusters that its bank has, if it has any.
+
+    Raises:
+        UserError: as `prepare`; something else stands at `out`.
+    """
+    bank = find_bank(config, out)
+    return prepare(config, None if bank is None else clusters_of(bank.manifest, config))
 
 
 def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
@@ -51,8 +72,9 @@ def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
         UserError: there is none, or the data, code or config it came from has changed since.
     """
     run = open_run(path)
-    experiment = prepare(read_config(run.config))
-    bank = Bank.open(bank_location(experiment.config, path))
+    config = read_config(run.config)
+    bank = Bank.open(bank_location(config, path))
+    experiment = prepare(config, clusters_of(bank.manifest, config))
     check_same(path, bank, experiment, arm_specs(experiment))
     return run, experiment, bank
 
@@ -91,8 +113,8 @@ def sweep_stage(
     bank = join_bank(out, experiment, arm_specs(experiment), retrain=retrain)
     run = write_run(out, experiment.config, bank.manifest)
     arms = {
-        f"Sweep: {name}": (bank.arm(name), design)
-        for name, design in designs(experiment.config).items()
+        f"Sweep: {name}": (bank.arm(name), from_description(spec.design))
+        for name, spec in arm_specs(experiment).items()
     }
     task = main_task(experiment, bank.manifest)
     works = find_work(arms, shard, keep_params=experiment.config.sweep.keep_params)
@@ -104,7 +126,7 @@ def sweep_alone(
     config: Config, out: Path, shard: Shard, *, retrain: bool = False, engine: Engine = LOCAL
 ) -> str:
     """The sweep of one process of maybe many; returns what there is to say at its end."""
-    _, _, bank = sweep_stage(prepare(config), out, shard, retrain=retrain, engine=engine)
+    _, _, bank = sweep_stage(prepare_for(config, out), out, shard, retrain=retrain, engine=engine)
     left = sum(len(arm.missing_units()) for arm in bank.arms.values())
     if left:
         return (
@@ -115,17 +137,34 @@ def sweep_alone(
 
 
 def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
-    """Fit the datamodels and judge them on the held-out masks."""
-    config = experiment.config
-    main, replicates = read_arms(bank, experiment)
-    groups, targets = main.masks.shape[1], experiment.targets
+    """Fit the datamodels, judge them on the held-out masks, and estimate effects."""
+    config, targets = experiment.config, experiment.targets
+    regression = divide(read_arms(bank, experiment), config.fit, config.sweep.replicate_seeds)
+    for note in separation(regression.fitted.masks).notes():
+        say(f"Note: {note}")
     say(f"Fitting datamodels of {len(targets)} targets")
-    seeds = config.sweep.replicate_seeds
-    parts = attribution.fit(main, replicates, len(targets), config.fit, seeds)
-    save_datamodel(run, groups, targets.ids, parts)
+    fixed_size = config.sweep.design == "fixed_size"
+    judged = slice(targets.clean.start, targets.incident.stop)
+    save_datamodel(
+        run,
+        regression.fitted.masks.shape[1],
+        targets,
+        attribution.fit(regression, len(targets)),
+        attribution.effects(regression, judged, fixed_size=fixed_size),
+        attribution.mean_effects(
+            regression, (targets.clean, targets.incident), fixed_size=fixed_size
+        ),
+    )
     model = load_datamodel(run)
-    summary = attribution.summary(model.diagnostics, model.quality, targets, main, replicates)
-    run.replace_audit(fit=summary | {"seeds": config.sweep.seeds})
+    summary = quality.summary(regression, model.diagnostics, model.quality, model.predict, targets)
+    run.replace_audit(
+        fit=summary
+        | {
+            "effects": quality.effects_summary(model.found),
+            "members_needed": quality.members_needed(regression, targets, summary["ceiling"]),
+            "seeds": config.sweep.seeds,
+        }
+    )
 
 
 def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
@@ -133,11 +172,13 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
     config = experiment.config
-    main, _ = read_arms(bank, experiment)
+    main, model = join([arm.main for arm in read_arms(bank, experiment)]), load_datamodel(run)
     scores = score(
         main.take(main.usable),
-        load_datamodel(run).weights,
+        model.weights,
+        model.mean_effects,
         experiment.targets,
+        mask_columns(experiment),
         higher_is_better=config.sweep.output != "loss",
     )
     suspicion = suspect(scores)
@@ -173,6 +214,5 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     metrics = run.read_audit()
     if "verify" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
-    quality = load_datamodel(run).quality
-    change = verification.measure(run, experiment).change
-    write_report(run, experiment, metrics, read_scores(run), quality, change)
+    found = verification.measure(run, experiment)
+    write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)

@@ -1,6 +1,7 @@
 """The report's plots, as SVG text."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -25,13 +26,18 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def quality(r2: Float[np.ndarray, " t"], ceiling: Float[np.ndarray, " t"]) -> str:
-    """Per clean target: R2 on held-out masks against the ceiling."""
+def quality(
+    names: Sequence[str], r2: Float[np.ndarray, "a t"], ceiling: Float[np.ndarray, "a t"]
+) -> str:
+    """Per clean target: R2 on held-out masks against the ceiling, by arm."""
     with mpl.rc_context(STYLE):
         figure = Figure((4.2, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-        axes.scatter(ceiling, r2, s=10, color=BLUE, alpha=0.5, linewidths=0)
+        for (color, _), name, left, top in zip(LINES, names, r2, ceiling, strict=False):
+            axes.scatter(top, left, s=10, color=color, alpha=0.5, linewidths=0, label=name)
+        if len(names) > 1:
+            axes.legend(frameon=False, loc="upper left")
         axes.set_xlim(0, 1)
         axes.set_ylim(min(0.0, float(np.nanmin(r2))), 1)
         axes.set_xlabel("ceiling: share of variance the mask explains")
@@ -40,20 +46,20 @@ def quality(r2: Float[np.ndarray, " t"], ceiling: Float[np.ndarray, " t"]) -> st
 
 
 def counterfactual(change: Change, clean: int) -> str:
-    """Per target: predicted against measured change, in both contexts.
+    """Per target: predicted against measured change, in every context.
 
     Args:
         change: of the clean targets, then of the incident's.
         clean: how many are clean targets.
     """
-    panels = (
-        ("others kept with probability alpha", change.context),
-        ("all others kept (extrapolation)", change.all_kept),
-    )
+    panels = {f"others kept, {name}": seeds for name, seeds in change.contexts.items()}
+    panels["all others kept (extrapolation)"] = change.all_kept
     with mpl.rc_context(STYLE):
-        figure = Figure((8.4, 3.6), layout="constrained")
-        for axes, (title, measured) in zip(figure.subplots(1, 2), panels, strict=True):
-            _predicted_measured(axes, change.predicted, measured, clean)
+        figure = Figure((4.2 * len(panels), 3.6), layout="constrained")
+        for axes, (title, seeds) in zip(
+            figure.subplots(1, len(panels)), panels.items(), strict=True
+        ):
+            _predicted_measured(axes, change.predicted, np.nanmean(seeds, 0), clean)
             axes.set_title(title, fontsize=9)
         return _svg(figure)
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from influence.arms import designs, main_task
+from datamodels.design import from_description
+from influence.arms import clusters_of, main_task
 from influence.config import RayConfig, parse_config, write_toml
 from influence.engines import Work
 from influence.experiment import Experiment, prepare
@@ -147,7 +148,7 @@ def _make_unit(
 ) -> tuple[int, UInt8[np.ndarray, " u"]]:
     """In a worker: make a unit, and return its number and the status of its members."""
     worker = _worker(text, location)
-    design = designs(worker.experiment.config)[arm]
+    design = from_description(worker.bank.arm(arm).spec.design)
     config = worker.experiment.config.sweep
     # Nothing is made twice that was committed by a node that was lost just then.
     todo = worker.bank.arm(arm).unfinished_units([unit])
@@ -173,8 +174,8 @@ class _Worker:
 def _worker(text: str, location: str) -> _Worker:
     """What a worker keeps from task to task: data, bank, and the compiled program."""
     set_up_jax()
-    experiment = prepare(parse_config(text, "the config of the driver"))
-    bank = Bank.open(location)
+    config, bank = parse_config(text, "the config of the driver"), Bank.open(location)
+    experiment = prepare(config, clusters_of(bank.manifest, config))
     sweeper = sweeper_for(experiment, main_task(experiment, bank.manifest))
     sweeper.require_memory()
     if not experiment.config.sweep.allow_mixed:

@@ -11,16 +11,23 @@ from jaxtyping import Num
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from datamodels.estimates import Effects
 from influence import plots
-from influence.attribution import Quality
+from influence.arms import mask_columns
+from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
 from influence.counterfactual import Change
 from influence.experiment import Experiment
+from influence.quality import FALSE_DISCOVERIES, Quality
 from influence.run import Run
 from training.files import write_atomically, writing
 
 SHOWN_EXAMPLES = 100
 """Rows of the ranked table."""
+SHOWN_TARGETS = 10
+"""Targets whose largest effects are shown."""
+SHOWN_EFFECTS = 5
+"""Of each of them."""
 
 
 def write_report(
@@ -28,7 +35,7 @@ def write_report(
     experiment: Experiment,
     metrics: dict[str, Any],
     scores: dict[str, np.ndarray],
-    quality: Quality,
+    model: StoredDatamodel,
     change: Change,
 ) -> None:
     """Write the report of a finished run.
@@ -38,7 +45,7 @@ def write_report(
         experiment: for the pictures and names of the examples.
         metrics: all of audit.json.
         scores: the columns of scores.parquet.
-        quality: of every target.
+        model: the datamodels and effects.
         change: predicted and measured, of the clean and the incident targets.
     """
     environment = Environment(
@@ -48,7 +55,12 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "percent": _percent, "interval": _interval}
+    environment.filters |= {
+        "number": _number,
+        "percent": _percent,
+        "interval": _interval,
+        "small": _small,
+    }
     clean = experiment.targets.clean
     page = environment.get_template("report.html.j2").render(
         config=experiment.config,
@@ -61,7 +73,9 @@ def write_report(
         caveats=caveats(metrics),
         rows=_ranked_rows(experiment, scores),
         has_pictures=_is_image(experiment),
-        quality_plot=_quality_plot(quality, clean),
+        groups=0 if experiment.groups.is_single else len(experiment.groups.names),
+        quality_plot=_quality_plot(model.quality, clean, metrics),
+        effects=_largest_effects(experiment, model),
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
     )
@@ -69,11 +83,51 @@ def write_report(
         write_atomically(run.report, page.encode())
 
 
-def _quality_plot(quality: Quality, clean: slice) -> str | None:
+def _quality_plot(quality: Quality, clean: slice, metrics: dict[str, Any]) -> str | None:
     """None where there is no ceiling to compare with."""
     if not np.isfinite(quality.ceiling).any():
         return None
-    return plots.quality(quality.r2[clean], quality.ceiling[clean])
+    names = [f"alpha {arm['alpha']:g}" for arm in metrics["fit"]["by_arm"].values()]
+    return plots.quality(names, quality.r2[:, clean], quality.ceiling[:, clean])
+
+
+def _largest_effects(experiment: Experiment, model: StoredDatamodel) -> list[dict[str, Any]]:
+    """The largest effects on the first targets of the incident, or on the first clean ones."""
+    targets, first = experiment.targets, experiment.targets.clean.start
+    chosen = targets.incident if experiment.protocol == "incident" else targets.clean
+    count = min(SHOWN_TARGETS, chosen.stop - chosen.start)
+    block = slice(chosen.start - first, chosen.start - first + count)
+    found = Effects(model.effects(block), model.effect_errors(block))
+    low, high = found.interval()
+    q_values = found.q_values()
+    rows = []
+    for target in range(count):
+        size = np.where(np.isnan(found.standard_error[:, target]), 0, found.estimate[:, target])
+        largest = np.argsort(-np.abs(size))[:SHOWN_EFFECTS]
+        rows.append(
+            {
+                "target": targets.ids[chosen.start + target],
+                "found": int((q_values[:, target] <= FALSE_DISCOVERIES).sum()),
+                "effects": [
+                    {
+                        "group": _group_name(experiment, group),
+                        "effect": [float(v[group, target]) for v in (found.estimate, low, high)],
+                        "q": float(q_values[group, target]),
+                    }
+                    for group in largest.tolist()
+                ],
+            }
+        )
+    return rows
+
+
+def _group_name(experiment: Experiment, column: int) -> str:
+    """What a column of the masks is: an example by its id, or a group by its name."""
+    groups, ids = experiment.groups, experiment.train.ids
+    columns = mask_columns(experiment)
+    if len(ids) == columns.max() + 1:
+        return f"example {ids[column]}"
+    return f"{groups.names[column]} ({int((columns == column).sum())} examples)"
 
 
 def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -137,8 +191,12 @@ def _percent(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
-def _interval(values: list[float], percent: bool = False) -> str:
-    """mean [low, high]"""
-    show = _percent if percent else _number
-    mean, low, high = (show(value) for value in values)
-    return f"{mean} [{low}, {high}]"
+def _small(value: float | None) -> str:
+    """A q-value: few digits, and none below a thousandth."""
+    return "< 0.001" if value is not None and value < 0.001 else _number(value, 3)
+
+
+def _interval(values: list[float | None], percent: bool = False, digits: int = 2) -> str:
+    """mean [low, high]; the mean alone where there is no interval"""
+    mean, low, high = (_percent(value) if percent else _number(value, digits) for value in values)
+    return mean if low == high == "–" else f"{mean} [{low}, {high}]"

@@ -24,6 +24,8 @@ class Run:
         self.manifest = path / "manifest.json"
         self.datamodel = path / "datamodel" / "additive.npz"
         self.weights = path / "datamodel" / "weights.npy"
+        self.effects = path / "datamodel" / "effects.npy"
+        self.effect_errors = path / "datamodel" / "effect_errors.npy"
         self.scores = path / "scores.parquet"
         self.audit = path / "audit.json"
         self.report = path / "report.html"

@@ -3,14 +3,23 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from datamodels.design import Listed
+import datamodels
+from datamodels.design import Listed, from_description
 from influence import counterfactual
-from influence.arms import STREAMS, main_task, unit_size
+from influence.arms import (
+    VERIFICATION_STREAM,
+    alpha_arms,
+    arm_specs,
+    main_task,
+    mask_columns,
+    unit_size,
+)
 from influence.artifacts import load_datamodel, read_scores
 from influence.banks import bank_location, new_manifest
 from influence.counterfactual import Change, Interval
@@ -23,6 +32,7 @@ from training.data import examples_hash
 from training.errors import UserError
 from training.examples import Examples, concatenate
 from training.outputs import both, lead
+from training.seeds import root_key
 from training.store import Store
 from training.sweep import Task
 
@@ -60,6 +70,19 @@ def task(experiment: Experiment) -> Task:
     )
 
 
+def _contexts(experiment: Experiment) -> dict[str, Bool[np.ndarray, "s n"]]:
+    """By alpha, examples kept as the main arm of that alpha keeps them, on masks of their own."""
+    audit = experiment.config.audit
+    root, rows = root_key(audit.seed, VERIFICATION_STREAM), np.arange(audit.seeds)
+    specs = arm_specs(experiment)
+    found = {}
+    for arms in alpha_arms(experiment.config.sweep):
+        spec = specs[arms.main]
+        masks = from_description(spec.design).masks(root, rows, spec.groups)
+        found[f"alpha {spec.design['alpha']:g}"] = spec.examples(masks)
+    return found
+
+
 class Planned(NamedTuple):
     """The retrains that check the current flags."""
 
@@ -77,7 +100,7 @@ def planned(run: Run, experiment: Experiment) -> Planned:
     """The bank that the retrains go to, and their masks. Nothing is written."""
     config = experiment.config
     flagged = read_scores(run)["flagged"]
-    design = counterfactual.plan(flagged, config.sweep.alpha, config.audit.seeds, config.audit.seed)
+    design = counterfactual.plan(flagged, _contexts(experiment), config.audit.seed)
     inputs = task(experiment).targets
     content = examples_hash(inputs)
     digest = hashlib.sha256(
@@ -89,7 +112,7 @@ def planned(run: Run, experiment: Experiment) -> Planned:
         groups=len(flagged),
         unit=unit_size(config.sweep),
         seed=config.audit.seed,
-        stream=STREAMS["verification"],
+        stream=VERIFICATION_STREAM,
         design=design.describe(),
     )
     ids = tuple(f"{number}:{kind}" for number in range(len(inputs)) for kind in ("output", "lead"))
@@ -107,7 +130,8 @@ def measure(run: Run, experiment: Experiment) -> Verification:
         UserError: they are not complete, or fewer than two members of a cell are finite.
     """
     rows = planned(run, experiment).arm.read()
-    if min(part.sum() for part in counterfactual.by_cell(rows.usable).values()) < 2:
+    contexts = list(_contexts(experiment))
+    if min(part.sum() for part in counterfactual.by_cell(rows.usable, contexts).values()) < 2:
         raise UserError(
             f"{int((~rows.usable).sum())} of {len(rows.status)} members of the verification are "
             f"not finite, too many to compare; lower optim.learning_rate and sweep into another "
@@ -120,22 +144,28 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     leads = dict(zip(blocks, np.split(values[..., 1], ends, axis=1), strict=True))
     targets = experiment.targets
     kept = slice(targets.clean.start, targets.incident.stop)
-    cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0])
-    weights, flagged = load_datamodel(run).weights, read_scores(run)["flagged"]
-    predicted = [-weights(block)[flagged].sum(0) for block in target_blocks(kept)]
+    cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0], contexts)
+    weights, removed = load_datamodel(run).weights, _removed(run, experiment)
+    predicted = [-removed @ weights(block) for block in target_blocks(kept)]
     return Verification(
-        _share_correct(leads["clean"]),
-        {a.name: _share_correct(leads[f"trial:{a.name}"]) for a in experiment.attacks},
+        _share_correct(leads["clean"], contexts),
+        {a.name: _share_correct(leads[f"trial:{a.name}"], contexts) for a in experiment.attacks},
         cells,
-        counterfactual.change(cells, np.concatenate(predicted)),
+        counterfactual.change(cells, np.concatenate(predicted), contexts),
         int((~rows.usable).sum()),
     )
 
 
-def _share_correct(leads: Float[np.ndarray, "m k"]) -> dict[str, Interval]:
+def _removed(run: Run, experiment: Experiment) -> Float[np.ndarray, " g"]:
+    """The share of each group that is flagged: of a part of one, its weight is taken in part."""
+    columns = mask_columns(experiment)
+    return np.bincount(columns, read_scores(run)["flagged"]) / np.bincount(columns)
+
+
+def _share_correct(leads: Float[np.ndarray, "m k"], contexts: Sequence[str]) -> dict[str, Interval]:
     """Per cell, the share of inputs that get their label, over seeds."""
     share = np.where(np.isnan(leads).any(1), np.nan, (leads > 0).mean(1))
-    cells = counterfactual.by_cell(share)
+    cells = counterfactual.by_cell(share, contexts)
     inputs = leads.shape[1]
     return {
         cell: counterfactual.share_interval(per_seed, inputs) for cell, per_seed in cells.items()
@@ -170,7 +200,7 @@ def _majority_share(examples: Examples) -> float:
 
 def _shown(cells: dict[str, Interval]) -> dict[str, Interval]:
     """The cells that a reader compares; the others serve the change in context."""
-    return {cell: cells[cell] for cell in ("before", "after", "after_random")}
+    return {cell: cells[cell] for cell in counterfactual.COMPARED}
 
 
 def _levels(found: Verification, block: slice) -> dict[str, Interval]:
@@ -180,18 +210,18 @@ def _levels(found: Verification, block: slice) -> dict[str, Interval]:
 
 
 def _change_summary(change: Change, block: slice) -> dict[str, Any]:
-    """Mean change over a block of targets: predicted, and measured in both contexts."""
+    """Mean change over a block of targets: predicted, and measured in every context."""
     predicted = change.predicted[block]
 
-    def measured(mean: np.ndarray, seeds: np.ndarray) -> dict[str, Any]:
-        constant = np.ptp(predicted) == 0 or np.ptp(mean[block]) == 0
+    def measured(seeds: Float[np.ndarray, "s t"]) -> dict[str, Any]:
+        finite = seeds[np.isfinite(seeds).all(1)][:, block]
         return {
             "measured": counterfactual.interval(seeds[:, block].mean(1)),
-            "correlation": None if constant else float(np.corrcoef(predicted, mean[block])[0, 1]),
+            **datamodels.calibration(predicted, finite)._asdict(),
         }
 
     return {
         "predicted": float(predicted.mean()),
-        "others_kept_with_alpha": measured(change.context, change.context_seeds),
-        "all_others_kept_extrapolation": measured(change.all_kept, change.all_kept_seeds),
+        "others_kept": {name: measured(seeds) for name, seeds in change.contexts.items()},
+        "all_others_kept_extrapolation": measured(change.all_kept),
     }

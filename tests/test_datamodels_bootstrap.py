@@ -112,6 +112,8 @@ def test_intervals_of_means_over_targets_cover_the_metric_of_many_masks():
 def test_an_interval_is_of_quantiles_and_without_ends_where_half_the_draws_are_missing():
     draws = np.linspace(0, 1, 401)
     assert interval(0.5, draws, level=0.9) == pytest.approx((0.5, 0.05, 0.95))
+    # Draws that are off, as repeated masks make them, are moved to the value.
+    assert interval(0.6, draws, level=0.9) == pytest.approx((0.6, 0.15, 1.05))
     draws[:300] = np.nan
     value, low, high = interval(0.5, draws)
     assert value == 0.5

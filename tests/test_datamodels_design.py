@@ -1,5 +1,6 @@
 """Designs of masks."""
 
+import json
 import re
 from functools import partial
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from oracles import bernoulli_masks_by_loop
 
 from datamodels import Bernoulli, FixedSize, Listed, Pairs, TwoLevel
+from datamodels.design import from_description
 
 ROOT = jax.random.key(0)
 GROUPS = 17
@@ -114,9 +116,27 @@ def test_replicates_below_one_are_named(replicates):
         Bernoulli(0.5, replicates=replicates)
 
 
-def test_a_bernoulli_design_can_be_rebuilt_from_its_description():
-    description = Bernoulli(0.3, replicates=4).describe()
-    assert description == {"kind": "bernoulli", "alpha": 0.3, "replicates": 4}
+@pytest.mark.parametrize(
+    "design",
+    [
+        Bernoulli(0.3, replicates=4),
+        FixedSize(0.3),
+        Pairs(replicates=2),
+        TwoLevel(0.5, 0.4, (0, 0, 1, 2, 1)),
+    ],
+)
+def test_a_design_can_be_rebuilt_from_its_description(design):
+    description = json.loads(json.dumps(design.describe()))
+    assert from_description(description) == design
+    assert description["alpha"] == pytest.approx(
+        design.masks(ROOT, np.arange(4000), 5).mean(),
+        abs=hoeffding(4000) + 0.1 * (design == FixedSize(0.3)),
+    )
+
+
+def test_a_listed_design_cannot_be_rebuilt():
+    with pytest.raises(ValueError, match="the kind 'listed'"):
+        from_description(listed().describe() | {"replicates": 1})
 
 
 def test_a_fixed_size_is_that_of_every_mask_and_no_group_is_favoured():

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import datamodels
 from training.bank import Bank
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +105,27 @@ def test_the_python_of_the_readme_runs():
     ((_, code),) = [block for block in blocks("python") if "import datamodels" in block[1]]
     exec(code, names)
     assert names["model"].weights.shape == (5, 2)
+
+
+def test_the_python_of_the_designs_runs():
+    weights = np.random.default_rng(0).standard_normal((12, 2))
+    names = {"jax": jax, "np": np, "train": lambda masks: masks @ weights, **vars(datamodels)}
+    ((_, code),) = [block for block in blocks("python") if "TwoLevel" in block[1]]
+    exec(code, names)
+    np.testing.assert_allclose(
+        names["of"](datamodels.Bernoulli(0.5), alpha=0.5).estimate, weights, atol=0.2
+    )
+
+
+def test_the_table_of_redundancies_is_that_of_its_formula():
+    text = (ROOT / "docs" / "designs.md").read_text()
+    header, *rows = re.findall(r"^\| (copies .*|\d+ .*) \|$", text, re.MULTILINE)
+    alphas = [float(word.removeprefix("alpha = ")) for word in header.split(" | ")[1:]]
+    assert len(rows) == 5
+    for row in rows:
+        copies, *values = map(float, row.split(" | "))
+        share = 1 - (1 - np.array(alphas)) ** copies
+        np.testing.assert_allclose(values, share * (1 - share), atol=6e-4)
 
 
 def test_the_python_that_opens_a_bank_runs(workplace, monkeypatch):

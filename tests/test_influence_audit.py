@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from influence import attribution, counterfactual, members
+from datamodels import Effects
+from influence import attribution, counterfactual, members, quality
+from influence.arms import Arms
 from influence.audit import Scores, best_rank, flag, score, suspect
 from influence.caveats import caveats
 from influence.config import FitConfig
-from influence.counterfactual import CELLS
+from influence.counterfactual import cell_names, context_cells
 from influence.detection import detection_metrics
 from influence.detection import summary as detection_summary
 from influence.experiment import Targets
 from influence.members import Members
+from influence.regression import divide
 from training.arm import Status
 from training.data import Table
 from training.errors import UserError
@@ -81,13 +84,16 @@ def test_a_loss_is_negated_so_that_scores_read_the_same():
     rng = np.random.default_rng(0)
     masks, outputs = rng.random((40, 6)) < 0.5, rng.standard_normal((40, 9)).astype(np.float32)
     weights = rng.standard_normal((6, 9)).astype(np.float32)
+    effect = rng.standard_normal((6, 2))
     blank = Examples(np.zeros((9, 2), np.float32), np.zeros(9, np.int32))
     targets = Targets(blank, ("",) * 9, slice(0, 6), slice(6, 8), slice(8, 9))
     raised, lowered = (
         score(
             members_of(masks, sign * outputs),
             lambda block, sign=sign: sign * weights[:, block],
+            Effects(sign * effect, np.abs(effect)),
             targets,
+            np.arange(6),
             higher_is_better=sign > 0,
         )
         for sign in (1, -1)
@@ -152,29 +158,55 @@ def test_the_interval_of_a_share_stays_within_0_and_1_and_keeps_a_width():
     assert (spread[1], spread[2]) == (0.0, 1.0)
 
 
+def some_contexts(seeds):
+    rng = np.random.default_rng(0)
+    return {f"alpha {alpha}": rng.random((seeds, 50)) < alpha for alpha in (0.3, 0.6)}
+
+
 def test_more_seeds_leave_the_masks_of_the_first_as_they_are():
     flagged = np.arange(50) < 5
+    contexts = some_contexts(6)
     few, many = (
-        counterfactual.by_cell(counterfactual.plan(flagged, 0.3, seeds, 0).listed)
+        counterfactual.by_cell(
+            counterfactual.plan(
+                flagged, {name: kept[:seeds] for name, kept in contexts.items()}, seed=0
+            ).listed,
+            list(contexts),
+        )
         for seeds in (3, 6)
     )
-    for cell in CELLS:
+    for cell in cell_names(list(contexts)):
         np.testing.assert_array_equal(few[cell], many[cell][:3])
 
 
 def test_the_plan_pairs_the_cells_seed_by_seed():
     flagged = np.arange(50) < 5
-    design = counterfactual.plan(flagged, 0.3, seeds=4, seed=0)
-    cells = counterfactual.by_cell(design.listed)
+    contexts = some_contexts(4)
+    design = counterfactual.plan(flagged, contexts, seed=0)
+    cells = counterfactual.by_cell(design.listed, list(contexts))
     assert cells["before"].all()
     assert (cells["after"] == ~flagged).all()
     assert (cells["after_random"].sum(1) == 45).all()
     assert len(np.unique(cells["after_random"], axis=0)) == 4
-    np.testing.assert_array_equal(cells["context_kept"][:, 5:], cells["context_dropped"][:, 5:])
-    assert cells["context_kept"][:, :5].all()
-    assert not cells["context_dropped"][:, :5].any()
-    members = np.arange(4 * len(CELLS))
-    np.testing.assert_array_equal(design.rows(members).reshape(-1, 4), [[0, 1, 2, 3]] * len(CELLS))
+    for name, others in contexts.items():
+        kept, dropped = (cells[cell] for cell in context_cells(name))
+        np.testing.assert_array_equal(kept[:, 5:], others[:, 5:])
+        np.testing.assert_array_equal(dropped[:, 5:], others[:, 5:])
+        assert kept[:, :5].all()
+        assert not dropped[:, :5].any()
+    members = np.arange(4 * len(cells))
+    np.testing.assert_array_equal(design.rows(members).reshape(-1, 4), [[0, 1, 2, 3]] * len(cells))
+
+
+def test_the_change_is_that_between_the_cells_of_each_context():
+    rng = np.random.default_rng(1)
+    contexts = list(some_contexts(4))
+    cells = {name: rng.standard_normal((4, 3)) for name in cell_names(contexts)}
+    change = counterfactual.change(cells, np.arange(3.0), contexts)
+    for name in contexts:
+        kept, dropped = (cells[cell] for cell in context_cells(name))
+        np.testing.assert_array_equal(change.contexts[name], dropped - kept)
+    np.testing.assert_array_equal(change.all_kept, cells["after"] - cells["before"])
 
 
 def test_an_interval_is_students_and_leaves_out_lost_members():
@@ -218,7 +250,12 @@ def test_a_reader_is_warned_of_figures_that_mean_nothing(section, change, said):
 
 def members_of(masks, outputs, status=None):
     status = np.zeros(len(masks), np.uint8) if status is None else status
-    return Members(masks, status, lambda targets: outputs[:, targets])
+    half, draws = np.full((1, 1), 0.5), np.arange(len(masks))
+    return Members(masks, status, lambda targets: outputs[:, targets], half, draws)
+
+
+def regression_of(main, replicates=None, seeds=2):
+    return divide([Arms("main", 0.5, main, replicates)], FitConfig(held_out=20), seeds)
 
 
 def make_bank(rows=60, groups=8, targets=3, seed=0):
@@ -229,18 +266,21 @@ def make_bank(rows=60, groups=8, targets=3, seed=0):
 
 
 def fitted(main, replicates=None, seeds=2, targets=3):
-    parts = list(attribution.fit(main, replicates, targets, FitConfig(held_out=20), seeds))
-    weights = np.concatenate([model.weights for model, _ in parts], axis=1)
-    joined = zip(*(quality for _, quality in parts), strict=True)
-    return weights, attribution.Quality(*map(np.concatenate, joined)), parts[0][0].diagnostics
+    parts = list(attribution.fit(regression_of(main, replicates, seeds), targets))
+    model = jax.tree.map(
+        lambda *values: np.concatenate(values, axis=-1), *(model for model, _ in parts)
+    )
+    joined = zip(*(found for _, found in parts), strict=True)
+    return model, quality.Quality(*(np.concatenate(part, axis=1) for part in joined))
 
 
 def test_held_out_members_never_reach_the_fit():
     masks, outputs = make_bank()
     spoiled = outputs.copy()
     spoiled[:20] += 1000
-    weights, *_ = fitted(members_of(masks, outputs))
-    np.testing.assert_array_equal(fitted(members_of(masks, spoiled))[0], weights)
+    model, _ = fitted(members_of(masks, outputs))
+    again, _ = fitted(members_of(masks, spoiled))
+    np.testing.assert_array_equal(again.weights, model.weights)
 
 
 def test_members_that_are_not_finite_are_left_out_and_counted():
@@ -250,22 +290,30 @@ def test_members_that_are_not_finite_are_left_out_and_counted():
         status[member] = Status.NOT_FINITE
         outputs[member] = np.nan
     main = members_of(masks, outputs, status)
-    parts = attribution.divide(main, FitConfig(held_out=20))
-    assert (parts.held_out.sum(), parts.fitted.sum()) == (19, 38)
     repeated = members_of(*(np.repeat(part, 2, axis=0) for part in make_bank(5, seed=1)))
-    _, quality, diagnostics = fitted(main, repeated)
+    regression = regression_of(main, repeated)
+    assert (len(regression.held_out[0].masks), len(regression.fitted.masks)) == (19, 38)
+    model, found = fitted(main, repeated)
     blank = Examples(np.zeros((3, 2), np.float32), np.zeros(3, np.int32))
     targets = Targets(blank, ("a", "b", "c"), slice(0, 2), slice(2, 3), slice(3, 3))
-    summary = attribution.summary(diagnostics, quality, targets, main, repeated)
+
+    def predict(masks, block):
+        return model.predict(masks)[:, block]
+
+    summary = quality.summary(regression, model.diagnostics, found, predict, targets)
     assert summary["not_finite"] == 3
     assert summary["r2"] > 0.95
     assert summary["ceiling"] == pytest.approx(1.0)
+    by_targets = summary["by_arm"]["main"]["by_targets"]
+    assert "intervals" not in by_targets["train"]
+    value, low, high = by_targets["clean"]["intervals"]["r2"]
+    assert low < value == by_targets["clean"]["r2"] < high
 
 
 def test_a_bank_of_diverged_members_is_refused():
     main = members_of(*make_bank(), np.full(60, Status.NOT_FINITE, np.uint8))
     with pytest.raises(UserError, match=r"60 of 60 members are not finite.*learning_rate"):
-        attribution.divide(main, FitConfig(held_out=20))
+        regression_of(main)
 
 
 def test_lost_replicates_do_not_reach_the_ceiling():
@@ -274,8 +322,56 @@ def test_lost_replicates_do_not_reach_the_ceiling():
     status[:5] = Status.NOT_FINITE
     outputs[:5] = np.inf
     repeated = members_of(masks, outputs, status)
-    _, quality, _ = fitted(members_of(*make_bank()), repeated, seeds=3)
-    np.testing.assert_allclose(quality.ceiling, 1.0)
+    _, found = fitted(members_of(*make_bank()), repeated, seeds=3)
+    np.testing.assert_allclose(found.ceiling, 1.0)
+
+
+def test_arms_of_several_alphas_are_fitted_together_and_judged_apart():
+    rng = np.random.default_rng(2)
+    weights, arms = rng.standard_normal((8, 3)), []
+    for number, alpha in enumerate((0.5, 0.2)):
+        masks = rng.random((90, 8)) < alpha
+        noise = (1 + 2 * number) * rng.standard_normal((90, 3))
+        main = members_of(masks, (masks @ weights + noise).astype(np.float32))
+        arms.append(
+            Arms(
+                f"arm {number}",
+                alpha,
+                dataclasses.replace(main, alpha=np.full((1, 1), alpha)),
+                None,
+            )
+        )
+    regression = divide(arms, FitConfig(held_out=20), 2)
+    assert len(regression.fitted.masks) == 140
+    np.testing.assert_array_equal(regression.fitted.alpha[[0, 69, 70], 0], [0.5, 0.5, 0.2])
+    assert len(np.unique(regression.fitted.draws)) == 140
+    ((_, found),) = attribution.fit(regression, 3)
+    # The second arm is noisier and varies less.
+    assert (found.r2[0] > found.r2[1]).all()
+    (effects,) = attribution.effects(regression, slice(0, 3), fixed_size=False)
+    low, high = effects.interval(0.999)
+    assert ((low < weights) & (weights < high)).all()
+
+
+def test_groups_give_their_examples_what_is_known_of_them():
+    masks, outputs = make_bank(200, groups=3, targets=7)
+    blank = Examples(np.zeros((7, 2), np.float32), np.zeros(7, np.int32))
+    targets = Targets(blank, ("",) * 7, slice(0, 5), slice(5, 7), slice(7, 7))
+    group_of, weights = np.array([0, 0, 1, 2, 1]), np.arange(21.0).reshape(3, 7)
+    effects = Effects(np.arange(6.0).reshape(3, 2), np.ones((3, 2)))
+    found = score(
+        members_of(masks, outputs),
+        lambda block: weights[:, block],
+        effects,
+        targets,
+        group_of,
+        True,
+    )
+    assert found.self_weight.tolist() == [0, 1, 9, 17, 11]
+    assert found.clean_effect.tolist() == [0, 0, 2, 4, 2]
+    for example, group in enumerate(group_of):
+        dropped = outputs[~masks[:, group], example]
+        assert found.out_of_bag[example] == pytest.approx(dropped.mean(), abs=1e-5)
 
 
 def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
@@ -288,9 +384,18 @@ def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
     targets = Targets(blank, ("",) * 25, slice(0, 10), slice(10, 22), slice(22, 25))
 
     def everything():
-        weights, quality, _ = fitted(main, targets=25)
-        found = score(main, lambda block: weights[:, block], targets, higher_is_better=True)
-        return weights, quality, found
+        model, judged = fitted(main, targets=25)
+        regression, blocks = regression_of(main), (targets.clean, targets.incident)
+        mean = attribution.mean_effects(regression, blocks, fixed_size=False)
+        parts = list(attribution.effects(regression, slice(10, 25), fixed_size=False))
+        effects = jax.tree.map(lambda *values: np.concatenate(values, axis=1), *parts)
+        summary = quality.draws(
+            regression, 0, lambda masks, block: model.predict(masks)[:, block], targets.clean
+        )
+        found = score(
+            main, lambda block: model.weights[:, block], mean, targets, np.arange(10), True
+        )
+        return model.weights, judged, found, effects.estimate, effects.standard_error, summary
 
     whole = everything()
     monkeypatch.setattr(members, "TARGET_BLOCK", 7)

@@ -55,7 +55,7 @@ def test_booleans_are_given_as_in_toml(key, word):
         ("[sweep]\nmember = 30", r'sweep.member is unknown \(did you mean "members"\?\)'),
         ("[sweep]\nmembers = 30.5", r"sweep.members = 30.5 must be of type int"),
         ("[sweep]\nmembers = true", r"sweep.members = True must be of type int"),
-        ('[sweep]\nalpha = "half"', r"sweep.alpha = 'half' must be of type float"),
+        ('[sweep]\nalpha = "half"', r"sweep.alpha = 'half' must be a list of numbers"),
         ("[data]\ninput = 3", r"data.input = 3 must be a list of strings"),
         ('[optim]\nname = "sdg"', r'optim.name = "sdg" is unknown; choose one of sgd, adamw'),
         ("sweep = 3", r"sweep must be a section"),

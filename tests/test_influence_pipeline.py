@@ -162,11 +162,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert ours == theirs
 
 
-@pytest.mark.parametrize(("grace", "code"), [("0.2", 143), ("1000", 130)])
+@pytest.mark.parametrize(("grace", "codes"), [("0.2", {143}), ("1000", {130, 143})])
 def test_the_end_of_grace_or_a_second_signal_stops_at_once(
-    finished, tmp_path, monkeypatch, grace, code
+    finished, tmp_path, monkeypatch, grace, codes
 ):
-    """A commit that does not end: nothing waits for it."""
+    """A commit that does not end: nothing waits for it.
+
+    Of two signals that wait for Python's handlers, these see the one of the lower number first.
+    """
     run, hold, told, commit = tmp_path / "cut", threading.Event(), threading.Event(), Arm.commit
 
     def stop_and_hold(self, unit, *members, **options):
@@ -181,7 +184,7 @@ def test_the_end_of_grace_or_a_second_signal_stops_at_once(
     with monkeypatch.context() as patch:
         patch.setattr(Arm, "commit", stop_and_hold)
         patch.setattr(engines, "say", lambda line: told.set() if "Stopping" in line else None)
-        assert main(words) == code
+        assert main(words) in codes
     assert not list((run / "bank").rglob("done/*.json"))
     # What was held goes on, as a process would that nobody could stop.
     hold.set()

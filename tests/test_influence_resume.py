@@ -54,7 +54,9 @@ OF_IMAGES = {
     "optim.batch_size": "16",
     "optim.augment": "flip",
     "sweep.members": "15",
+    "groups.by": "cluster",
     "sweep.alpha": "0.4",
+    "sweep.design": "pairs",
     "sweep.seed": "1",
     "sweep.output": "loss",
     "sweep.replicate_masks": "3",
@@ -82,6 +84,13 @@ OF_TEXTS = {
 }
 ALLOWED = {
     "data.folder": "elsewhere",  # read for Fashion-MNIST alone
+    # Read with other groups and designs alone:
+    "groups.column": "author",
+    "groups.file": "groups.npy",
+    "groups.count": "7",
+    "groups.features": "model",
+    "groups.seed": "1",
+    "sweep.inner_alpha": "0.4",
     "sweep.unit": "16",
     "sweep.keep_params": "True",
     "sweep.grace": "3",

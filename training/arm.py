@@ -93,6 +93,14 @@ class ArmSpec:
     """The design's own description."""
     common_seed: bool = False
     """Whether all members share one training key."""
+    group_of: tuple[int, ...] | None = None
+    """The group of each training example; None: every example is its own group."""
+    grouping: dict[str, Any] = field(default_factory=dict)
+    """How the groups were made; empty where every example is its own."""
+
+    def examples(self, masks: Bool[np.ndarray, "m g"]) -> Bool[np.ndarray, "m n"]:
+        """Which training examples masks over groups keep."""
+        return masks if self.group_of is None else masks[:, np.array(self.group_of)]
 
     @property
     def units(self) -> int:

@@ -83,10 +83,15 @@ class Manifest:
             ) from error
         if stored.pop("format") != FORMAT:
             raise UserError(f"{name} is of another format; read it with the version that wrote it")
-        arms = {arm: ArmSpec(**spec) for arm, spec in stored.pop("arms").items()}
+        arms = {arm: _spec(spec) for arm, spec in stored.pop("arms").items()}
         panels = tuple(Panel(**panel) for panel in stored.pop("panels"))
         ids = {key: tuple(stored.pop(key)) for key in ("example_ids", "target_ids")}
         return cls(arms=arms, panels=panels, **ids, **stored)
+
+
+def _spec(stored: dict[str, Any]) -> ArmSpec:
+    group_of = stored.pop("group_of", None)
+    return ArmSpec(**stored, group_of=None if group_of is None else tuple(group_of))
 
 
 class Bank:

@@ -79,15 +79,18 @@ class Split(NamedTuple):
     """For text: every token id is below it; 0 for images and numbers."""
     notes: tuple[str, ...] = ()
     """What a user should know of how the inputs were made, one line each."""
+    group_values: tuple[Any, ...] = ()
+    """Of the training examples in the column that groups them, if one does."""
 
 
-def load(config: DataConfig, spare_rows: int = 0) -> Split:
+def load(config: DataConfig, spare_rows: int = 0, group_column: str = "") -> Split:
     """Load, split and check the examples.
 
     Args:
         config: where from, and how to split.
         spare_rows: how many rows to load that are neither trained on nor targets, if there are
             so many.
+        group_column: the column that groups the examples; no input unless `config.input` names it.
 
     Raises:
         UserError: a source, split, column, id or value that is missing or unfit; the message
@@ -103,7 +106,9 @@ def load(config: DataConfig, spare_rows: int = 0) -> Split:
         boundary = len(dataset)
         dataset = _append(dataset, splits[config.target_split])
     _check_name("data.label", config.label, dataset.column_names, "column")
-    columns = _input_columns(config, dataset)
+    if group_column:
+        _check_name("groups.column", group_column, dataset.column_names, "column")
+    columns = _input_columns(config, dataset, group_column)
     parts = _split_rows(config, len(dataset), boundary, spare_rows)
     ids = np.concatenate(parts).astype(np.int64)
     selected = dataset.select(ids)
@@ -114,7 +119,8 @@ def load(config: DataConfig, spare_rows: int = 0) -> Split:
         table.take(np.arange(start, end)) for start, end in itertools.pairwise(ends)
     )
     names = _class_names(dataset, config.label)
-    return Split(train, targets, spare, names, inputs.vocabulary, inputs.notes)
+    groups = selected.with_format(None)[group_column][: len(train)] if group_column else ()
+    return Split(train, targets, spare, names, inputs.vocabulary, inputs.notes, tuple(groups))
 
 
 def content_hash(table: Table) -> str:
@@ -221,7 +227,9 @@ def _read_ids(path: Path, rows: int) -> Int64[np.ndarray, " t"]:
     return ids
 
 
-def _input_columns(config: DataConfig, dataset: datasets.Dataset) -> tuple[str, ...]:
+def _input_columns(
+    config: DataConfig, dataset: datasets.Dataset, group_column: str
+) -> tuple[str, ...]:
     if config.input:
         for name in config.input:
             _check_name("data.input", name, dataset.column_names, "column")
@@ -231,7 +239,9 @@ def _input_columns(config: DataConfig, dataset: datasets.Dataset) -> tuple[str, 
     for name in ("image", "text"):
         if name in dataset.column_names and name != config.label:
             return (name,)
-    columns = tuple(name for name in dataset.column_names if name != config.label)
+    columns = tuple(
+        name for name in dataset.column_names if name not in (config.label, group_column)
+    )
     if not columns:
         raise UserError(
             f'the data has no column beside the label "{config.label}"; name data.input'

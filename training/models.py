@@ -92,6 +92,9 @@ class Model:
     by_example: bool = False
     """In training every example is treated by itself, and nothing but parameters (no batch
     statistics, no dropout keys) changes: a batch may be taken in pieces."""
+    features: Callable[[PyTree, Rest, Inputs], Array] | None = field(default=None, compare=False)
+    """(parameters, rest, inputs) -> (b, d) what the last layer reads, in evaluation mode; None
+    where the module has no method `features`."""
     source: str = field(default="", compare=False)
     """Source text of the user's factory module, so that a changed model is another run."""
 
@@ -262,12 +265,16 @@ def _as_functions(
         return State(parameters, rest)
 
     def call(
-        graph: nnx.GraphDef, parameters: PyTree, rest: Rest, inputs: Inputs
+        graph: nnx.GraphDef,
+        parameters: PyTree,
+        rest: Rest,
+        inputs: Inputs,
+        method: str = "__call__",
     ) -> tuple[Any, nnx.GraphDef, Rest]:
         trained, stay = _cast(parameters, precision), _cast(rest.frozen, precision)
         # A copy, since a module that was merged shares its variables with the state it came from.
         module: Any = nnx.merge(graph, trained, stay, rest.variables, copy=True)
-        logits = module(_cast(inputs, precision))
+        logits = getattr(module, method)(_cast(inputs, precision))
         after, _, (_, variables) = split(module)
         return _cast(logits, jnp.dtype(jnp.float32)), after, Rest(rest.frozen, variables)
 
@@ -283,7 +290,11 @@ def _as_functions(
     def apply(parameters: PyTree, rest: Rest, inputs: Inputs) -> Logits:
         return call(graph_eval, parameters, rest, inputs)[0]
 
-    return Model(make, apply_train, apply, classes)
+    def features(parameters: PyTree, rest: Rest, inputs: Inputs) -> Array:
+        return call(graph_eval, parameters, rest, inputs, "features")[0]
+
+    has_features = callable(getattr(template, "features", None))
+    return Model(make, apply_train, apply, classes, features=features if has_features else None)
 
 
 def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:

@@ -21,6 +21,7 @@ from training.layers import (
 Inputs = Float[Array, "b *shape"]
 Tokens = Int[Array, "b s"]
 Logits = Float[Array, "b classes"]
+Features = Float[Array, "b d"]
 
 
 class Linear(nnx.Module):
@@ -29,9 +30,13 @@ class Linear(nnx.Module):
     def __init__(self, shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
         self.output = nnx.Linear(math.prod(shape), classes, rngs=rngs)
 
+    def features(self, inputs: Inputs) -> Features:
+        """What the last layer reads: the input itself."""
+        return inputs.reshape(inputs.shape[0], -1)
+
     def __call__(self, inputs: Inputs) -> Logits:
         """Logits of a batch."""
-        return self.output(inputs.reshape(inputs.shape[0], -1))
+        return self.output(self.features(inputs))
 
 
 class MLP(nnx.Module):
@@ -41,9 +46,13 @@ class MLP(nnx.Module):
         self.hidden = nnx.Linear(math.prod(shape), width, rngs=rngs)
         self.output = nnx.Linear(width, classes, rngs=rngs)
 
+    def features(self, inputs: Inputs) -> Features:
+        """What the last layer reads."""
+        return nnx.relu(self.hidden(inputs.reshape(inputs.shape[0], -1)))
+
     def __call__(self, inputs: Inputs) -> Logits:
         """Logits of a batch."""
-        return self.output(nnx.relu(self.hidden(inputs.reshape(inputs.shape[0], -1))))
+        return self.output(self.features(inputs))
 
 
 def _batch_innermost(images: Float[Array, "b h w c"]) -> Float[Array, "c h w b"]:
@@ -60,11 +69,15 @@ class CNN(nnx.Module):
         self.second = Convolution(width, 2 * width, 3, rngs=rngs)
         self.output = nnx.Linear((height // 4) * (columns // 4) * 2 * width, classes, rngs=rngs)
 
-    def __call__(self, inputs: Inputs) -> Logits:
-        """Logits of a batch."""
+    def features(self, inputs: Inputs) -> Features:
+        """What the last layer reads."""
         hidden = mean_pool(nnx.relu(self.first(_batch_innermost(inputs))), 2)
         hidden = mean_pool(nnx.relu(self.second(hidden)), 2)
-        return self.output(hidden.reshape(-1, hidden.shape[3]).T)
+        return hidden.reshape(-1, hidden.shape[3]).T
+
+    def __call__(self, inputs: Inputs) -> Logits:
+        """Logits of a batch."""
+        return self.output(self.features(inputs))
 
 
 class _Block(nnx.Module):
@@ -102,13 +115,17 @@ class ResNet(nnx.Module):
         self.fourth_b = _Block(8 * width, 8 * width, rngs=rngs)
         self.output = nnx.Linear(8 * width, classes, rngs=rngs)
 
-    def __call__(self, inputs: Inputs) -> Logits:
-        """Logits of a batch."""
+    def features(self, inputs: Inputs) -> Features:
+        """What the last layer reads."""
         hidden = self.second(self.first(_batch_innermost(inputs)))
         hidden += self.second_b(self.second_a(hidden))
         hidden = self.fourth(self.third(hidden))
         hidden += self.fourth_b(self.fourth_a(hidden))
-        return self.output(hidden.max((1, 2)).T)
+        return hidden.max((1, 2)).T
+
+    def __call__(self, inputs: Inputs) -> Logits:
+        """Logits of a batch."""
+        return self.output(self.features(inputs))
 
 
 class _EncoderLayer(nnx.Module):
@@ -139,12 +156,17 @@ class _Encoder(nnx.Module):
         self.norm = LayerNorm(width)
         self.output = Dense(width, classes, rngs=rngs)
 
-    def __call__(self, embedded: Float[Array, "d b s"], valid: Bool[Array, "b s"] | None) -> Logits:
+    def features(
+        self, embedded: Float[Array, "d b s"], valid: Bool[Array, "b s"] | None
+    ) -> Float[Array, "d b"]:
         hidden = embedded + self.positions[...][:, None]
         for layer in self.layers:
             hidden = layer(hidden, valid)
         hidden = self.norm(hidden)
-        return self.output(hidden.mean(2) if valid is None else mean_of_valid(hidden, valid)).T
+        return hidden.mean(2) if valid is None else mean_of_valid(hidden, valid)
+
+    def __call__(self, embedded: Float[Array, "d b s"], valid: Bool[Array, "b s"] | None) -> Logits:
+        return self.output(self.features(embedded, valid)).T
 
 
 HEAD_FEATURES = 32
@@ -177,9 +199,16 @@ class Transformer(nnx.Module):
         self.table = nnx.Param(table)
         self.encoder = _Encoder(shape[0], classes, width, depth, rngs=rngs)
 
+    def _embedded(self, tokens: Tokens) -> Float[Array, "d b s"]:
+        return jnp.moveaxis(self.table[...][tokens], 2, 0)
+
+    def features(self, tokens: Tokens) -> Features:
+        """What the last layer reads."""
+        return self.encoder.features(self._embedded(tokens), tokens != PADDING).T
+
     def __call__(self, tokens: Tokens) -> Logits:
         """Logits of a batch."""
-        return self.encoder(jnp.moveaxis(self.table[...][tokens], 2, 0), tokens != PADDING)
+        return self.encoder(self._embedded(tokens), tokens != PADDING)
 
 
 class PatchTransformer(nnx.Module):
@@ -201,14 +230,21 @@ class PatchTransformer(nnx.Module):
         length = (height // patch) * (columns // patch)
         self.encoder = _Encoder(length, classes, width, depth, rngs=rngs)
 
+    def features(self, inputs: Inputs) -> Features:
+        """What the last layer reads."""
+        return self.encoder.features(self._embedded(inputs), None).T
+
     def __call__(self, inputs: Inputs) -> Logits:
         """Logits of a batch."""
+        return self.encoder(self._embedded(inputs), None)
+
+    def _embedded(self, inputs: Inputs) -> Float[Array, "d b s"]:
         batch, height, columns, _ = inputs.shape
         rows, side = height // self.patch, columns // self.patch
         split = inputs.reshape(batch, rows, self.patch, side, self.patch, -1)
         # (row in patch, column in patch, channel, batch, row of patches, column of patches)
         pieces = jnp.transpose(split, (2, 4, 5, 0, 1, 3)).reshape(-1, batch, rows * side)
-        return self.encoder(self.embed(pieces), None)
+        return self.embed(pieces)
 
 
 class Bag(nnx.Module):
@@ -225,10 +261,14 @@ class Bag(nnx.Module):
         self.table = nnx.Param(table)
         self.output = nnx.Linear(width, classes, rngs=rngs)
 
+    def features(self, tokens: Tokens) -> Features:
+        """What the last layer reads."""
+        table = self.table[...]
+        return token_shares(tokens, table.shape[0], table.dtype) @ table
+
     def __call__(self, tokens: Tokens) -> Logits:
         """Logits of a batch."""
-        table = self.table[...]
-        return self.output(token_shares(tokens, table.shape[0], table.dtype) @ table)
+        return self.output(self.features(tokens))
 
 
 def token_shares(

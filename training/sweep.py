@@ -44,9 +44,15 @@ class SweepConfig:
     """How many members are retrained, on which masks, and what they report."""
 
     members: int = 2000
-    """Members of the main arm, each with a mask of its own."""
-    alpha: float = 0.5
-    """Probability that a training example is kept."""
+    """Members of each alpha, every one with a mask of its own."""
+    alpha: tuple[float, ...] = (0.5,)
+    """Probability that a group of training examples is kept; several make an arm each."""
+    design: Literal["bernoulli", "fixed_size", "pairs", "two_level"] = "bernoulli"
+    """bernoulli: groups are kept independently. fixed_size: every mask keeps the same number.
+    pairs: masks in complementary pairs (alpha 0.5). two_level: groups are chosen with alpha, and
+    each example of a chosen one is kept with inner_alpha. See docs/designs.md."""
+    inner_alpha: float = 0.5
+    """For two_level."""
     seed: int = 0
     """Root of all masks and training keys."""
     output: str = "margin"
@@ -354,14 +360,14 @@ def sweep(
         require_folder(arm.store)
     root, kept = root_key(arm.spec.seed, arm.spec.stream), KeptParams(arm)
 
-    def start(unit: int, masks: Bool[np.ndarray, "u n"], panels: list[int]) -> Launched | None:
+    def start(unit: int, examples: Bool[np.ndarray, "u n"], panels: list[int]) -> Launched | None:
         params = kept.read(unit)
         if params is not None:
-            return sweeper.evaluate(params, masks, panels)
+            return sweeper.evaluate(params, examples, panels)
         keys = _keys(root, arm.spec, design, arm.spec.unit_rows(unit))
-        return sweeper.start_unit(arm, unit, keys, masks, stop, keep=keep_params)
+        return sweeper.start_unit(arm, unit, keys, examples, stop, keep=keep_params)
 
-    def finish(unit: int, masks: Bool[np.ndarray, "u n"], launched: Launched) -> None:
+    def finish(unit: int, masks: Bool[np.ndarray, "u g"], launched: Launched) -> None:
         finished: Finished = launched.fetch()
         if finished.params:
             kept.write(unit, finished.params)
@@ -380,7 +386,7 @@ def sweep(
             if not panels:
                 continue
             masks = design.masks(root, arm.spec.unit_rows(unit), arm.spec.groups)
-            launched = start(unit, masks, panels)
+            launched = start(unit, arm.spec.examples(masks), panels)
             if launched is None:
                 break
             # One unit in training and one in writing, so that memory stays flat.
