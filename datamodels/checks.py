@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.stats import chi2
 
-CONTRADICTION = 6.0
-"""Standard errors between masks and their design beyond which one of the two is wrong."""
+UNLIKELY = 1e-9
+"""Probability of masks under their design below which one of the two is wrong."""
 
 
 class Separation(NamedTuple):
@@ -74,20 +75,23 @@ def check_independent(
     if (masks & (probability == 0)).any():
         row, group = np.argwhere(masks & (probability == 0))[0]
         raise ValueError(f"row {row} keeps group {group}, whose alpha is 0 there")
-    shape = np.broadcast_shapes(probability.shape, (members, groups))
-    wide = np.broadcast_to(probability, (shape[0], probability.shape[1]))
+    wide = np.broadcast_to(probability, (members, probability.shape[1]))
     times = groups // probability.shape[1]
-    expected = times * wide.sum(1)
-    variance = times * (wide * (1 - wide)).sum(1)
-    off = (kept - expected).sum() / np.sqrt(max(variance.sum(), 1e-12))
-    if abs(off) > CONTRADICTION:
+    spread = wide * (1 - wide)
+    expected, variance = times * wide.sum(1), times * spread.sum(1)
+    off = abs(float((kept - expected).sum()))
+    # Bernstein's (1924) bound of how likely a sum of independent coins is off by so much.
+    if off > 1e-6 and np.exp(-(off**2) / 2 / (variance.sum() + off / 3)) < UNLIKELY:
         raise ValueError(
             f"alpha = {np.mean(expected) / groups:.3g}, but the masks keep "
             f"{kept.mean() / groups:.3g} of the groups; give the alpha that drew them"
         )
-    # Of a binomial with many trials, a squared deviation over its variance has mean 1, variance 2.
-    ratio = np.square(kept - expected).mean() / max(variance.mean(), 1e-12)
-    if groups > 1 and abs(ratio - 1) > CONTRADICTION * np.sqrt(2 / members):
+    drawn = variance > 0
+    if groups == 1 or not drawn.any():
+        return
+    ratio = float((np.square(kept - expected)[drawn] / variance[drawn]).mean())
+    peak = times * (spread * (1 - 6 * spread)).sum(1)[drawn] / np.square(variance[drawn])
+    if _tail(ratio, variance[drawn], peak) < UNLIKELY:
         remedy = (
             "fixed_size = True takes masks that all keep the same number"
             if np.ptp(kept) == 0
@@ -98,6 +102,22 @@ def check_independent(
             f"independent groups; effects need masks whose groups are kept independently, and "
             f"{remedy}"
         )
+
+
+def _tail(ratio: float, variance: Float[np.ndarray, " m"], peak: Float[np.ndarray, " m"]) -> float:
+    """How likely squared deviations over their variance are as far from 1, in the mean, as this.
+
+    Args:
+        ratio: that mean, over some rows.
+        variance: of the number that each row keeps.
+        peak: its excess kurtosis.
+    """
+    # The chi-squared distribution of the same variance.
+    freedom = 2 * len(variance) / (2 + float(peak.mean()))
+    low, high = chi2.cdf(ratio * freedom, freedom), chi2.sf(ratio * freedom, freedom)
+    # Whole numbers may all be what is expected: with about this probability.
+    exact = -0.5 * float(np.log(2 * np.pi * variance + 1).sum())
+    return float(min(max(low, np.exp(exact)), high))
 
 
 def check_fixed_size(masks: Bool[np.ndarray, "m g"]) -> None:

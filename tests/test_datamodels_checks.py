@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodels import effects, fit, separation
+from datamodels.checks import check_independent
 
 
 @given(seed=st.integers(0, 2**32 - 1), members=st.integers(1, 7), groups=st.integers(1, 9))
@@ -54,3 +55,28 @@ def test_a_constant_target_has_weight_zero_and_a_flag():
     found = effects(masks, outputs)
     assert (found.estimate[:, 0] == 0).all()
     assert (found.q_values()[:, 0] == 1).all()
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    members=st.integers(2, 30),
+    groups=st.integers(1, 40),
+    alpha=st.sampled_from([0.02, 0.2, 0.5, 0.9]),
+    known=st.booleans(),
+)
+def test_few_independent_masks_are_not_taken_for_another_design(
+    seed, members, groups, alpha, known
+):
+    masks = np.random.default_rng(seed).random((members, groups)) < alpha
+    check_independent(masks, np.full((1, 1), alpha) if known else None)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5])
+def test_masks_that_are_too_even_or_too_uneven_are_refused(alpha):
+    rng = np.random.default_rng(0)
+    fixed = np.argsort(rng.random((60, 30)), axis=1) < 30 * alpha
+    with pytest.raises(ValueError, match="varies 0 times as much"):
+        check_independent(fixed, np.full((1, 1), alpha))
+    doubled = np.repeat(rng.random((300, 15)) < alpha, 2, axis=1)
+    with pytest.raises(ValueError, match=r"varies (1\.[6-9]|2)[.\d]* times as much"):
+        check_independent(doubled, np.full((1, 1), alpha))
