@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from datamodels import ridge
 from datamodels.checks import warn_of_inseparable
+from datamodels.descent import few_widths
 from datamodels.folds import Fold, Folds, divide
 from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite, usable_rows
 from datamodels.moments import Moments, deviation
-from datamodels.solver import Path, few_widths, largest_lam, solve, target_blocks
+from datamodels.solver import Path, largest_lam, solve, target_blocks
 
 Penalty = Literal["lasso", "ridge"]
 Choice = Literal["best", "one_se"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import elastic_net_by_sklearn, lasso_by_sklearn, lasso_relative_gap
 
-from datamodels import solver
+from datamodels import descent, solver
 from datamodels.moments import Factored, moments, regressors, step_size
 from datamodels.solver import largest_lam, relative_gap, solve, solve_path
 
@@ -321,17 +321,17 @@ def test_targets_that_are_solved_early_leave_and_the_slow_ones_are_solved_still(
     problem = problem_of(masks, outputs)
     lam = np.geomspace(0.9, 0.01, 23) * largest_lam(problem)
     together = solve(problem, lam, tolerance=1e-6)
-    monkeypatch.setattr(solver, "NARROW", 2)
-    monkeypatch.setattr(solver, "NARROWEST", 1)
-    monkeypatch.setattr(solver, "EASY", 5)
+    monkeypatch.setattr(descent, "NARROW", 2)
+    monkeypatch.setattr(descent, "NARROWEST", 1)
+    monkeypatch.setattr(descent, "EASY", 5)
     widths = []
-    advance = solver._advance
+    advance = descent._advance
 
     def counted(iterate, gram, task, state, *rest):
         widths.append(len(task.l1))
         return advance(iterate, gram, task, state, *rest)
 
-    monkeypatch.setattr(solver, "_advance", counted)
+    monkeypatch.setattr(descent, "_advance", counted)
     apart = solve(problem, lam, tolerance=1e-6)
     assert widths[0] == 23
     assert widths[-1] <= 2
@@ -390,9 +390,9 @@ def test_spectral_steps_that_do_not_end_are_followed_by_safe_ones(monkeypatch):
     problem = problem_of(masks, outputs)
     lam = 0.02 * largest_lam(problem)
     for spectral in (0, 3):
-        monkeypatch.setattr(solver, "SPECTRAL", spectral)
+        monkeypatch.setattr(descent, "SPECTRAL", spectral)
         solution = solve(problem, lam)
-        assert solution.iterations > spectral + solver.EASY
+        assert solution.iterations > spectral + descent.EASY
         assert (solution.relative_gap < 1.5e-5).all()
 
 
