@@ -28,3 +28,6 @@ for group in np.argsort(q[:, 0])[:4]:
         f"group {group:2d}: keeping it changes the output by {effects.estimate[group, 0]:+.2f} "
         f"({low[group, 0]:+.2f} to {high[group, 0]:+.2f}; q = {q[group, 0]:.1g})"
     )
+
+more = datamodels.how_many_more(masks, outputs, width=0.05, alpha=0.5)
+print(f"for 95 % intervals of 0.05 it takes {more[0]:.0f} more members")

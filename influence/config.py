@@ -207,7 +207,7 @@ def check(config: Config) -> None:
         if not holds:
             section, name = key.split(".")
             value = getattr(getattr(config, section), name)
-            raise UserError(f"{key} = {value} must be {rule}")
+            raise UserError(f"{key} = {value if value != '' else repr('')} must be {rule}")
 
     sweep, fit, audit, optim = config.sweep, config.fit, config.audit, config.optim
     require(bool(sweep.alpha), "sweep.alpha", "one or more numbers")

@@ -1,6 +1,7 @@
 """How good datamodels are, how good they could be, and how sure that is."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,27 +67,40 @@ def judge(regression: Regression, model: AdditiveDatamodel, block: slice) -> Qua
 
 
 MEASURES = ("r2", "lds", "ceiling", "lds_ceiling", "share_of_ceiling")
-"""What `measures` gives, in this order."""
+"""What `Sums.measures` gives, in this order."""
 
 Predict = Callable[[Bool[np.ndarray, "k g"], slice], Float[np.ndarray, "k b"]]
 """The datamodels' predictions of some masks for a block of targets."""
 
 
-def measures(quality: Quality) -> dict[str, Float[np.ndarray, " k"]]:
-    """Means over targets, row by row (arms, or draws), without targets that lack a value."""
-    r2, lds, ceiling = (_mean(values) for values in quality)
-    lds_ceiling = _mean(np.sqrt(np.maximum(quality.ceiling, 0)))
-    share = np.divide(r2, ceiling, out=np.full_like(r2, np.nan), where=ceiling > 0)
-    return dict(zip(MEASURES, (r2, lds, ceiling, lds_ceiling, share), strict=True))
+class Sums(NamedTuple):
+    """Of `Quality` and of the root of the ceiling over targets, row by row (arms, or draws)."""
+
+    total: Float[np.ndarray, "4 k"]
+    targets: Int[np.ndarray, "4 k"]
+    """How many have the value."""
+
+    @classmethod
+    def of(cls, quality: Quality) -> "Sums":
+        """Over the targets of a quality."""
+        values = np.stack([*quality, np.sqrt(np.maximum(quality.ceiling, 0))])
+        known = np.isfinite(values)
+        return cls(np.where(known, values, 0).sum(2), known.sum(2))
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Over both blocks of targets."""
+        return Sums(self.total + other.total, self.targets + other.targets)
+
+    def measures(self) -> dict[str, Float[np.ndarray, " k"]]:
+        """Means over targets, and the share of the ceiling; NaN where no target has the value."""
+        r2, lds, ceiling, lds_ceiling = self.total / np.where(
+            self.targets > 0, self.targets, np.nan
+        )
+        share = np.divide(r2, ceiling, out=np.full_like(r2, np.nan), where=ceiling > 0)
+        return dict(zip(MEASURES, (r2, lds, ceiling, lds_ceiling, share), strict=True))
 
 
-def _mean(values: Float[np.ndarray, "k t"]) -> Float[np.ndarray, " k"]:
-    known = np.isfinite(values)
-    count = known.sum(1)
-    return np.where(known, values, 0).sum(1) / np.where(count > 0, count, np.nan)
-
-
-def draws(regression: Regression, arm: int, predict: Predict, targets: slice) -> Quality:
+def draws(regression: Regression, arm: int, predict: Predict, targets: slice) -> Sums:
     """The quality of some targets over masks of an arm that are drawn again, a row a draw."""
     held_out, main = regression.held_out[arm], regression.arms[arm].main
     judging, everyone = resamples(len(held_out.masks)), resamples(int(main.usable.sum()), seed=1)
@@ -99,8 +113,8 @@ def draws(regression: Regression, arm: int, predict: Predict, targets: slice) ->
             again = resamples(len(repeated), seed=2)
             ceiling = ceiling_draws(main.outputs(block)[main.usable], repeated, everyone, again)
         r2, lds = (draw(predicted, actual, judging) for draw in (r2_draws, lds_draws))
-        parts.append(Quality(r2, lds, ceiling))
-    return Quality(*(np.concatenate(values, axis=1) for values in zip(*parts, strict=True)))
+        parts.append(Sums.of(Quality(r2, lds, ceiling)))
+    return reduce(Sums.plus, parts)
 
 
 def summary(
@@ -119,10 +133,10 @@ def summary(
             if block.stop == block.start:
                 continue
             own = Quality(*(values[number : number + 1, block] for values in quality))
-            means = {name: float(value[0]) for name, value in measures(own).items()}
+            means = {name: float(value[0]) for name, value in Sums.of(own).measures().items()}
             by_targets[kind] = means
             if kind != "train":  # the largest block, and the one that nobody is judged by
-                again = measures(draws(regression, number, predict, block))
+                again = draws(regression, number, predict, block).measures()
                 by_targets[kind] |= {
                     "intervals": {name: interval(means[name], again[name]) for name in MEASURES}
                 }

@@ -150,7 +150,7 @@ def test_groups_of_a_column_and_of_a_file(tmp_path, capsys, monkeypatch):
         (["--sweep.alpha", "0.5", "0.5"], "must be different numbers"),
         (["--sweep.alpha", "0.5", "1.5"], "sweep.alpha = 1.5 must be above 0 and below 1"),
         (["--sweep.design", "pairs", "--fit.held-out", "9"], "fit.held_out = 9 must be even"),
-        (["--groups.by", "column"], 'groups.column =  must be given with groups.by = "column"'),
+        (["--groups.by", "column"], "groups.column = '' must be given with groups.by = \"column\""),
         (["--groups.by", "cluster", "--groups.count", "3"], "groups.count = 3 must be from 10"),
         (["--groups.by", "autor"], "groups.by"),
     ],
