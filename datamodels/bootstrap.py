@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 from datamodels.metrics import per_mask_variance
+from datamodels.moments import shift_of
 
 RESAMPLED = 1_618_034
 """Part of the seed of draws."""
@@ -41,9 +42,9 @@ def r2_draws(
     predicted: Float[np.ndarray, "k t"], actual: Float[np.ndarray, "k t"], counts: Counts
 ) -> Draws:
     """`metrics.r2` in each draw; NaN where the outputs do not vary."""
-    shifted = actual - actual.mean(0, dtype=np.float64)
+    shifted = actual - shift_of(actual)
     error = counts @ np.square(actual.astype(np.float64) - predicted)
-    return 1 - error / _positive(_spread(shifted, counts))
+    return 1 - error / _varying(_spread(shifted, counts), shifted)
 
 
 def ceiling_draws(
@@ -55,12 +56,12 @@ def ceiling_draws(
     """`metrics.ceiling` in each draw of masks, those of members and those that were retrained."""
     noise = per_mask_variance(replicates)
     known = np.isfinite(noise)
-    mean_noise = (replicate_counts @ np.where(known, noise, 0)) / _positive(
-        replicate_counts @ known.astype(np.float64)
-    )
-    shifted = outputs - outputs.mean(0, dtype=np.float64)
+    several = replicate_counts @ known.astype(np.float64)
+    mean_noise = replicate_counts @ np.where(known, noise, 0)
+    mean_noise /= np.where(several > 0, several, np.nan)
+    shifted = outputs - shift_of(outputs)
     total = _spread(shifted, counts) / (counts.sum(1, keepdims=True) - 1)
-    return 1 - mean_noise / _positive(total)
+    return 1 - mean_noise / _varying(total, shifted)
 
 
 def lds_draws(
@@ -112,9 +113,9 @@ def _spread(shifted: Float[np.ndarray, "k t"], counts: Counts) -> Draws:
     return counts @ np.square(shifted) - counts.sum(1, keepdims=True) * np.square(mean)
 
 
-def _positive(values: Draws) -> Draws:
-    # Rounding leaves a trace of what is constant.
-    return np.where(values > 1e-12, values, np.nan)
+def _varying(spread: Draws, shifted: Float[np.ndarray, "k t"]) -> Draws:
+    """NaN where a target does not vary in a draw, but for rounding."""
+    return np.where(spread > 1e-9 * np.square(shifted).mean(0), spread, np.nan)
 
 
 def interval(value: float, draws: Float[np.ndarray, " b"], level: float = 0.95) -> Interval:

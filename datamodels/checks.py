@@ -113,7 +113,10 @@ def _tail(ratio: float, variance: Float[np.ndarray, " m"], peak: Float[np.ndarra
         peak: its excess kurtosis.
     """
     # The chi-squared distribution of the same variance.
-    freedom = 2 * len(variance) / (2 + float(peak.mean()))
+    spread = 2 + float(peak.mean())
+    if spread < 1e-9:  # one fair coin a row: its squared deviation is always the same
+        return 1.0
+    freedom = 2 * len(variance) / spread
     low, high = chi2.cdf(ratio * freedom, freedom), chi2.sf(ratio * freedom, freedom)
     # Whole numbers may all be what is expected: with about this probability.
     exact = -0.5 * float(np.log(2 * np.pi * variance + 1).sum())

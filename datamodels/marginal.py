@@ -27,15 +27,24 @@ class Marginal(NamedTuple):
     Positive: training on the example raises its own output."""
 
 
-def marginal(masks: Bool[np.ndarray, "m n"], outputs: Float[np.ndarray, "m n"]) -> Marginal:
+def marginal(
+    masks: Bool[np.ndarray, "m n"],
+    outputs: Float[np.ndarray, "m n"],
+    counted: Bool[np.ndarray, "#m #n"] | None = None,
+) -> Marginal:
     """Compare members with and without each example.
+
+    Members of one alpha alone: of several, those without an example come from the smaller ones, and
+    lack other examples, too.
 
     Args:
         masks: True = the member trained on example j.
         outputs: output of example j, as a target, in the same member.
+        counted: the members that count for example j; None: all.
     """
-    inside_mean, inside_error = _mean(masks, outputs)
-    outside_mean, outside_error = _mean(~masks, outputs)
+    counts = np.ones((1, 1), bool) if counted is None else counted
+    inside_mean, inside_error = _mean(masks & counts, outputs)
+    outside_mean, outside_error = _mean(~masks & counts, outputs)
     return Marginal(
         Estimate(outside_mean, outside_error),
         Estimate(inside_mean - outside_mean, np.hypot(inside_error, outside_error)),

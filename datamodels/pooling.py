@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import helmert
 from sklearn.covariance import ledoit_wolf
 
 
@@ -9,9 +10,9 @@ def whitening(replicates: Float[np.ndarray, "r s t"]) -> Float[np.ndarray, "t t"
     """A matrix W with which outputs @ W have seed noise of variance 1, independent over targets.
 
     Targets of one member share its training seed, and so their noise: what stands out against it
-    does so in all of them at once. Of all such matrices it is the symmetric one (ZCA), which moves
-    targets least. The covariance is shrunk as far as Ledoit & Wolf (2004) find best, since targets
-    may be more than retrains.
+    does so in all of them at once. In units of each target's own noise it is the symmetric one of
+    all such matrices (ZCA), which moves targets least. The covariance is shrunk as far as Ledoit &
+    Wolf (2004) find best, since targets may be more than retrains.
 
     Args:
         replicates: outputs of r masks, each retrained with s >= 2 seeds; all finite.
@@ -24,13 +25,15 @@ def whitening(replicates: Float[np.ndarray, "r s t"]) -> Float[np.ndarray, "t t"
         raise ValueError(f"replicates of {seeds} seed show no noise; at least 2 are needed")
     if not np.isfinite(replicates).all():
         raise ValueError("replicates hold values that are not finite; leave their masks out")
-    noise = replicates - replicates.mean(1, keepdims=True, dtype=np.float64)
-    deviation = np.sqrt(np.square(noise).mean((0, 1)) * seeds / (seeds - 1))
-    if not deviation.all():
-        first = int(np.argmin(deviation))
+    # Orthonormal contrasts of the seeds of a mask: as many as there are degrees of freedom, and
+    # independent, as shrinking by the number of rows takes them to be.
+    noise = np.einsum("cs,rst->rct", helmert(seeds), replicates.astype(np.float64))
+    deviation = np.sqrt(np.square(noise).mean((0, 1)))
+    constant = (replicates == replicates[:, :1]).all((0, 1))
+    if constant.any():
+        first = int(np.argmax(constant))
         raise ValueError(f"target {first} is the same with every seed; leave it out")
     # Correlations are shrunk, so that the units of targets do not matter.
-    scaled = (noise / deviation).reshape(-1, targets) * np.sqrt(seeds / (seeds - 1))
-    correlation, _ = ledoit_wolf(scaled, assume_centered=True)
+    correlation, _ = ledoit_wolf((noise / deviation).reshape(-1, targets), assume_centered=True)
     values, vectors = np.linalg.eigh(correlation)
     return (vectors / np.sqrt(values)) @ vectors.T / deviation[:, None]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from datamodels.checks import check_fixed_size, check_independent
 from datamodels.inputs import mask_numbers
-from datamodels.moments import ROW_BLOCK, row_blocks
+from datamodels.moments import block_rows, row_blocks
 
 Alpha = float | Float[np.ndarray, "*rows"] | None
 
@@ -144,19 +144,21 @@ def scores(
         count: how many rows it has.
         alpha: the probability that each group is kept in it.
     """
-    alpha = np.broadcast_to(alpha, masks.shape)
     total = np.zeros((masks.shape[1], residual.shape[1]))
     square = np.zeros_like(total)
     rows, draws = np.zeros((len(total), 1)), np.zeros((len(total), 1))
-    for part in row_blocks(len(masks), ROW_BLOCK):
-        own = alpha[part]
+    for part in row_blocks(len(masks), block_rows(masks.shape[1])):
+        own = alpha if len(alpha) == 1 else alpha[part]
         variance = own * (1 - own)
+        open_to = np.broadcast_to(
+            (variance > 0).astype(np.float64), (len(count[part]), own.shape[1])
+        )
         scale = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)
         centred = (masks[part] - own) * scale
         total += centred.T @ residual[part]
         square += np.square(centred).T @ np.square(residual[part])
-        rows += ((variance > 0).T @ count[part])[:, None]
-        draws += (variance > 0).sum(0)[:, None]
+        rows += (open_to.T @ count[part].astype(np.float64))[:, None]
+        draws += open_to.sum(0)[:, None]
     # A single draw shows no spread: then its square, which is too much rather than too little.
     several = draws > 1
     mean = np.where(several, np.square(total) / np.maximum(draws, 1), 0)

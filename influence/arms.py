@@ -69,7 +69,7 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
     """What each arm holds, by the arm's name."""
     sweep, groups = experiment.config.sweep, experiment.groups
     members, specs = member_counts(experiment.config), {}
-    of_groups, columns = _masks_groups(experiment), mask_columns(experiment)
+    of_groups, columns = masks_groups(experiment), mask_columns(experiment)
     for arms in alpha_arms(sweep):
         pair = zip(
             (arms.main, arms.replicates), arms.streams, (1, sweep.replicate_seeds), strict=True
@@ -95,10 +95,10 @@ def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
 def mask_columns(experiment: Experiment) -> Int[np.ndarray, " n"]:
     """The column of a mask that keeps or drops each training example."""
     groups = experiment.groups.of
-    return groups if _masks_groups(experiment) else np.arange(len(groups))
+    return groups if masks_groups(experiment) else np.arange(len(groups))
 
 
-def _masks_groups(experiment: Experiment) -> bool:
+def masks_groups(experiment: Experiment) -> bool:
     """Whether a mask's columns are groups, and not examples: two levels draw every example."""
     return not experiment.groups.is_single and experiment.config.sweep.design != "two_level"
 
@@ -117,8 +117,8 @@ def _design(sweep: SweepConfig, alpha: float, groups: Groups, replicates: int) -
 
 def clusters_of(manifest: Manifest, config: Config) -> Sequence[int] | None:
     """The clusters of training examples that a bank has; None where others are asked for."""
-    spec = manifest.arms["main"]
-    if spec.grouping != describe(config.groups):
+    spec = manifest.arms.get("main")
+    if spec is None or spec.grouping != describe(config.groups):
         return None
     return spec.group_of or spec.design.get("clusters")
 
@@ -224,5 +224,7 @@ def _members(arm: Arm, columns: Int[np.ndarray, " t"]) -> Members:
         return np.concatenate(parts, axis=1)
 
     everyone = np.arange(spec.members)
-    alpha = design.probabilities(root, everyone, spec.groups)
+    # Of replicates nobody asks for it.
+    single = np.full((1, 1), spec.design["alpha"])
+    alpha = design.probabilities(root, everyone, spec.groups) if design.replicates == 1 else single
     return Members(masks, arm.read_status(), outputs, alpha, design.draws(everyone))

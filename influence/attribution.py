@@ -11,6 +11,7 @@ from datamodels.estimates import Effects
 from influence.members import target_blocks
 from influence.quality import Quality, judge
 from influence.regression import Regression
+from training.errors import UserError
 
 
 def fit(regression: Regression, targets: int) -> Iterator[tuple[AdditiveDatamodel, Quality]]:
@@ -59,4 +60,11 @@ def _mean_output(regression: Regression, targets: slice) -> Float[np.ndarray, " 
 
 def _prepared_effects(regression: Regression, fixed_size: bool) -> datamodels.PreparedEffects:
     alpha = None if fixed_size else np.squeeze(regression.fitted.alpha)
-    return datamodels.prepare_effects(regression.prepared, alpha=alpha, fixed_size=fixed_size)
+    try:
+        return datamodels.prepare_effects(regression.prepared, alpha=alpha, fixed_size=fixed_size)
+    except ValueError as error:  # the design is ours, so what is left of it is not
+        raise UserError(
+            f"members were lost depending on what they kept, as they are not finite, so nothing "
+            f"can be said of effects ({error}); lower optim.learning_rate and sweep into another "
+            f"--out"
+        ) from error

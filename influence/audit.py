@@ -3,7 +3,7 @@
 Nothing here sees the truth about planted poison.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ Weights = Callable[[slice], Float[np.ndarray, "n b"]]
 
 
 def score(
-    main: Members,
+    arms: Sequence[Members],
     weights: Weights,
     mean_effects: Effects,
     targets: Targets,
@@ -76,7 +76,8 @@ def score(
     """All scores. What groups do is said of each of their examples.
 
     Args:
-        main: usable members of the main arms.
+        arms: usable members of each main arm. What is compared is compared within an arm, and then
+            averaged over them: members without an example are mostly of the smaller alpha.
         weights: datamodel weights of some targets.
         mean_effects: on the mean output of the clean targets, and of the incident.
         targets: which of them are training examples, clean targets and the incident.
@@ -84,9 +85,9 @@ def score(
         higher_is_better: False for an output such as the loss, which is then negated, so that
             every score reads as stated whatever the output.
     """
-    sign = 1.0 if higher_is_better else -1.0
+    sign, groups = 1.0 if higher_is_better else -1.0, arms[0].masks.shape[1]
     own = [
-        _own_scores(main, weights, targets.train, block, group_of, sign)
+        _own_scores(arms, weights, targets.train, block, group_of, sign)
         for block in target_blocks(targets.train)
     ]
     out_of_bag, error, memorisation, memorisation_error, self_weight = (
@@ -98,8 +99,8 @@ def score(
         memorisation,
         memorisation_error,
         self_weight,
-        sign * _mean_weight(weights, targets.clean, main.masks.shape[1])[group_of],
-        sign * _mean_weight(weights, targets.incident, main.masks.shape[1])[group_of],
+        sign * _mean_weight(weights, targets.clean, groups)[group_of],
+        sign * _mean_weight(weights, targets.incident, groups)[group_of],
         sign * mean_effects.estimate[group_of, 0],
         mean_effects.standard_error[group_of, 0],
         sign * mean_effects.estimate[group_of, 1],
@@ -114,7 +115,7 @@ def _q_values(effects: Effects) -> Float[np.ndarray, "g t"]:
 
 
 def _own_scores(
-    main: Members,
+    arms: Sequence[Members],
     weights: Weights,
     train: slice,
     block: slice,
@@ -123,14 +124,28 @@ def _own_scores(
 ) -> tuple[Float[np.ndarray, " b"], ...]:
     """The scores of some training examples that come from themselves as targets."""
     groups = group_of[block.start - train.start : block.stop - train.start]
-    found = datamodels.marginal(main.masks[:, groups], sign * main.outputs(block))
+    found = []
+    for main in arms:
+        alpha = main.alpha if main.alpha.shape[1] == 1 else main.alpha[:, groups]
+        # Where it is 0, a cluster was left out as a whole.
+        counted = np.asarray(alpha > 0)
+        found.append(
+            datamodels.marginal(main.masks[:, groups], sign * main.outputs(block), counted)
+        )
     return (
-        found.out_of_bag.value,
-        found.out_of_bag.standard_error,
-        found.memorisation.value,
-        found.memorisation.standard_error,
+        *_average([one.out_of_bag for one in found]),
+        *_average([one.memorisation for one in found]),
         sign * weights(block)[groups, np.arange(len(groups))],
     )
+
+
+def _average(estimates: Sequence[datamodels.Estimate]) -> datamodels.Estimate:
+    """Over the arms that have a value, and its standard error."""
+    values, errors = (np.stack(part) for part in zip(*estimates, strict=True))
+    known = np.isfinite(values)
+    count = np.where(known.any(0), known.sum(0), np.nan)
+    squares = np.where(known, np.square(errors), 0).sum(0)
+    return datamodels.Estimate(np.where(known, values, 0).sum(0) / count, np.sqrt(squares) / count)
 
 
 def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndarray, " n"]:

@@ -217,7 +217,9 @@ def _groups(
         case "file":
             return from_file(config.groups, len(train))
         case "cluster":
-            known = None if clustered is None else np.array(clustered)
+            # Of another number of examples they are those of another run, which is told later.
+            same = clustered is not None and len(clustered) == len(train)
+            known = np.array(clustered) if same else None
             return clusters(config.groups, train.examples, model, recipe, known)
     return single(train.ids)
 

@@ -29,7 +29,6 @@ from influence.config import Config, read_config
 from influence.engines import Engine, LocalEngine, find_work
 from influence.experiment import Experiment, prepare
 from influence.layout import with_layout
-from influence.members import join
 from influence.progress import say
 from influence.regression import divide
 from influence.report import write_report
@@ -161,7 +160,7 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         fit=summary
         | {
             "effects": quality.effects_summary(model.found),
-            "members_needed": quality.members_needed(regression, targets, summary["ceiling"]),
+            "members_needed": quality.members_needed(regression, targets, model.quality),
             "seeds": config.sweep.seeds,
         }
     )
@@ -172,9 +171,9 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
     config = experiment.config
-    main, model = join([arm.main for arm in read_arms(bank, experiment)]), load_datamodel(run)
+    model = load_datamodel(run)
     scores = score(
-        main.take(main.usable),
+        [arm.main.take(arm.main.usable) for arm in read_arms(bank, experiment)],
         model.weights,
         model.mean_effects,
         experiment.targets,

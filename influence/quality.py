@@ -60,7 +60,7 @@ def judge(regression: Regression, model: AdditiveDatamodel, block: slice) -> Qua
                 datamodels.lds(predicted, actual),
                 np.full(actual.shape[1], np.nan)
                 if repeated is None
-                else datamodels.ceiling(main.outputs(block)[main.usable], repeated),
+                else datamodels.ceiling(main.outputs(block)[main.usable], repeated.outputs),
             )
         )
     return Quality(*(np.stack(values) for values in zip(*columns, strict=True)))
@@ -103,18 +103,24 @@ class Sums(NamedTuple):
 def draws(regression: Regression, arm: int, predict: Predict, targets: slice) -> Sums:
     """The quality of some targets over masks of an arm that are drawn again, a row a draw."""
     held_out, main = regression.held_out[arm], regression.arms[arm].main
-    judging, everyone = resamples(len(held_out.masks)), resamples(int(main.usable.sum()), seed=1)
+    judging, everyone = _again(held_out.draws, 0), _again(main.draws[main.usable], 1)
     parts = []
     for block in target_blocks(targets):
         actual, predicted = held_out.outputs(block), predict(held_out.masks, block)
         repeated = regression.replicates(arm, block)
         ceiling = np.full((len(judging), actual.shape[1]), np.nan)
         if repeated is not None:
-            again = resamples(len(repeated), seed=2)
-            ceiling = ceiling_draws(main.outputs(block)[main.usable], repeated, everyone, again)
+            outputs, again = main.outputs(block)[main.usable], _again(repeated.draws, 2)
+            ceiling = ceiling_draws(outputs, repeated.outputs, everyone, again)
         r2, lds = (draw(predicted, actual, judging) for draw in (r2_draws, lds_draws))
         parts.append(Sums.of(Quality(r2, lds, ceiling)))
     return reduce(Sums.plus, parts)
+
+
+def _again(draws: Int[np.ndarray, " k"], seed: int) -> Int[np.ndarray, "b k"]:
+    """How often each row is drawn; rows that were drawn together are again."""
+    distinct, position = np.unique(draws, return_inverse=True)
+    return resamples(len(distinct), seed=seed)[:, position]
 
 
 def summary(
@@ -181,14 +187,14 @@ def effects_summary(found: Found) -> dict[str, Any]:
 
 
 def members_needed(
-    regression: Regression, targets: Targets, ceiling: float
+    regression: Regression, targets: Targets, quality: Quality
 ) -> dict[str, Any] | None:
     """Members of the first arm with which clean targets reach shares of their ceiling, foretold.
 
     Args:
         regression: of the fit.
         targets: of the run.
-        ceiling: the mean over the clean targets; NaN: taken as 1.
+        quality: whose ceiling in the first arm counts; 1 where it was not measured.
 
     Returns:
         None where there are too few masks for a learning curve. A share that is never reached has
@@ -206,8 +212,8 @@ def members_needed(
         folds=CURVE_FOLDS,
         replicate_of=members.draws,
     )
-    mean = curve.mean()
-    reachable = ceiling if np.isfinite(ceiling) else 1.0
+    mean, ceiling = curve.mean(), quality.ceiling[0, first]
+    reachable = float(np.nanmean(ceiling)) if np.isfinite(ceiling).any() else 1.0
     needed = {share: float(mean.members_for(share * reachable)[0]) for share in SHARES}
     return {
         "members": curve.members.tolist(),

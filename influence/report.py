@@ -13,7 +13,7 @@ from PIL import Image
 
 from datamodels.estimates import Effects
 from influence import plots
-from influence.arms import mask_columns
+from influence.arms import masks_groups
 from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
 from influence.counterfactual import Change
@@ -73,6 +73,7 @@ def write_report(
         caveats=caveats(metrics),
         rows=_ranked_rows(experiment, scores),
         has_pictures=_is_image(experiment),
+        over_groups=masks_groups(experiment),
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
         quality_plot=_quality_plot(model.quality, clean, metrics),
         effects=_largest_effects(experiment, model),
@@ -123,11 +124,10 @@ def _largest_effects(experiment: Experiment, model: StoredDatamodel) -> list[dic
 
 def _group_name(experiment: Experiment, column: int) -> str:
     """What a column of the masks is: an example by its id, or a group by its name."""
-    groups, ids = experiment.groups, experiment.train.ids
-    columns = mask_columns(experiment)
-    if len(ids) == columns.max() + 1:
-        return f"example {ids[column]}"
-    return f"{groups.names[column]} ({int((columns == column).sum())} examples)"
+    if not masks_groups(experiment):
+        return f"example {experiment.train.ids[column]}"
+    size = int((experiment.groups.of == column).sum())
+    return f"{experiment.groups.names[column]} ({size} examples)"
 
 
 def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -177,6 +177,10 @@ def _short_manifest(run: Run) -> str:
     manifest = json.loads(text)
     for name in ("example_ids", "target_ids"):
         manifest[name] = f"{len(manifest[name])} ids, see manifest.json"
+    for arm in manifest["arms"].values():
+        for holder, name in ((arm, "group_of"), (arm["design"], "clusters")):
+            if holder.get(name):
+                holder[name] = f"of {len(holder[name])} examples, see manifest.json"
     return json.dumps(manifest, indent=1)
 
 

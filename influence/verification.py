@@ -78,7 +78,9 @@ def _contexts(experiment: Experiment) -> dict[str, Bool[np.ndarray, "s n"]]:
     found = {}
     for arms in alpha_arms(experiment.config.sweep):
         spec = specs[arms.main]
-        masks = from_description(spec.design).masks(root, rows, spec.groups)
+        # Of complementary masks the first ones, so that seeds are independent.
+        members = 2 * rows if spec.design["kind"] == "pairs" else rows
+        masks = from_description(spec.design).masks(root, members, spec.groups)
         found[f"alpha {spec.design['alpha']:g}"] = spec.examples(masks)
     return found
 

@@ -80,3 +80,10 @@ def test_masks_that_are_too_even_or_too_uneven_are_refused(alpha):
     doubled = np.repeat(rng.random((300, 15)) < alpha, 2, axis=1)
     with pytest.raises(ValueError, match=r"varies (1\.[6-9]|2)[.\d]* times as much"):
         check_independent(doubled, np.full((1, 1), alpha))
+
+
+def test_one_undecided_group_a_row_says_nothing_of_the_spread():
+    rng = np.random.default_rng(2)
+    alpha = np.zeros((40, 6))
+    alpha[np.arange(40), rng.integers(0, 6, 40)] = 0.5
+    check_independent(rng.random((40, 6)) < alpha, alpha)

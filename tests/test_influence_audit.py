@@ -89,7 +89,7 @@ def test_a_loss_is_negated_so_that_scores_read_the_same():
     targets = Targets(blank, ("",) * 9, slice(0, 6), slice(6, 8), slice(8, 9))
     raised, lowered = (
         score(
-            members_of(masks, sign * outputs),
+            [members_of(masks, sign * outputs)],
             lambda block, sign=sign: sign * weights[:, block],
             Effects(sign * effect, np.abs(effect)),
             targets,
@@ -316,6 +316,13 @@ def test_a_bank_of_diverged_members_is_refused():
         regression_of(main)
 
 
+def test_an_arm_of_diverged_members_is_refused_beside_a_sound_one():
+    lost = members_of(*make_bank(), np.full(60, Status.NOT_FINITE, np.uint8))
+    arms = [Arms("main", 0.5, members_of(*make_bank(100)), None), Arms("x", 0.2, lost, None)]
+    with pytest.raises(UserError, match="60 of 160 members are not finite"):
+        divide(arms, FitConfig(held_out=20), 2)
+
+
 def test_lost_replicates_do_not_reach_the_ceiling():
     masks, outputs = (np.repeat(part, 3, axis=0) for part in make_bank(5, seed=1))
     status = np.zeros(15, np.uint8)
@@ -360,7 +367,7 @@ def test_groups_give_their_examples_what_is_known_of_them():
     group_of, weights = np.array([0, 0, 1, 2, 1]), np.arange(21.0).reshape(3, 7)
     effects = Effects(np.arange(6.0).reshape(3, 2), np.ones((3, 2)))
     found = score(
-        members_of(masks, outputs),
+        [members_of(masks, outputs)],
         lambda block: weights[:, block],
         effects,
         targets,
@@ -393,7 +400,7 @@ def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
             regression, 0, lambda masks, block: model.predict(masks)[:, block], targets.clean
         )
         found = score(
-            main, lambda block: model.weights[:, block], mean, targets, np.arange(10), True
+            [main], lambda block: model.weights[:, block], mean, targets, np.arange(10), True
         )
         return model.weights, judged, found, effects.estimate, effects.standard_error, summary
 
@@ -404,3 +411,86 @@ def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
     main = dataclasses.replace(main, outputs=lambda block: asked.append(block) or read(block))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), everything(), whole)
     assert max(block.stop - block.start for block in asked) == 7
+
+
+def test_alphas_do_not_pass_for_memorisation():
+    """Members without an example are mostly of the smaller alpha, and lack others, too."""
+    rng = np.random.default_rng(4)
+    blank = Examples(np.zeros((5, 2), np.float32), np.zeros(5, np.int32))
+    targets = Targets(blank, ("",) * 5, slice(0, 4), slice(4, 5), slice(5, 5))
+    arms = []
+    for alpha in (0.5, 0.1):
+        masks = rng.random((4000, 4)) < alpha
+        outputs = 5 * alpha + 0.3 * masks[:, :1] + 0.1 * rng.standard_normal((4000, 5))
+        main = members_of(masks, outputs.astype(np.float32))
+        arms.append(dataclasses.replace(main, alpha=np.full((1, 1), alpha)))
+    weights, effects = np.zeros((4, 5)), Effects(np.zeros((4, 2)), np.ones((4, 2)))
+
+    def found(arms):
+        return score(arms, lambda block: weights[:, block], effects, targets, np.arange(4), True)
+
+    both = found(arms)
+    expected = [0.3, 0, 0, 0]
+    assert (np.abs(both.memorisation - expected) < 4 * both.memorisation_error).all()
+    single = [found([arm]) for arm in arms]
+    np.testing.assert_allclose(both.out_of_bag, np.mean([one.out_of_bag for one in single], 0))
+    squares = [np.square(one.memorisation_error) for one in single]
+    np.testing.assert_allclose(both.memorisation_error, np.sqrt(np.sum(squares, axis=0)) / 2)
+
+
+def test_a_dropped_cluster_does_not_count_as_a_dropped_example():
+    rng = np.random.default_rng(5)
+    chosen = np.repeat(rng.random((4000, 2)) < 0.5, 2, axis=1)
+    masks = chosen & (rng.random((4000, 4)) < 0.5)
+    outputs = 9.0 * chosen[:, :1] + masks[:, :1] + np.zeros((1, 5))
+    main = members_of(masks, outputs.astype(np.float32))
+    main = dataclasses.replace(main, alpha=0.5 * chosen)
+    blank = Examples(np.zeros((5, 2), np.float32), np.zeros(5, np.int32))
+    targets = Targets(blank, ("",) * 5, slice(0, 1), slice(4, 5), slice(5, 5))
+    effects = Effects(np.zeros((4, 2)), np.ones((4, 2)))
+    found = score(
+        [main], lambda block: np.zeros((4, block.stop - block.start)), effects, targets,
+        np.arange(1), True,
+    )  # fmt: skip
+    assert found.memorisation[0] == pytest.approx(1.0)
+    assert found.out_of_bag[0] == pytest.approx(9.0)
+
+
+def test_masks_whose_retrains_were_lost_leave_no_ceiling_and_no_error():
+    masks, outputs = (np.repeat(part, 2, axis=0) for part in make_bank(5, seed=1))
+    status = np.zeros(10, np.uint8)
+    status[::2] = Status.NOT_FINITE
+    model, found = fitted(members_of(*make_bank()), members_of(masks, outputs, status))
+    assert np.isnan(found.ceiling).all()
+    regression = regression_of(members_of(*make_bank()), members_of(masks, outputs, status))
+    drawn = quality.draws(regression, 0, lambda m, block: model.predict(m)[:, block], slice(0, 3))
+    assert np.isnan(drawn.measures()["ceiling"]).all()
+
+
+def test_members_lost_by_what_they_kept_are_told_as_such():
+    rng = np.random.default_rng(6)
+    masks = rng.random((2000, 10)) < 0.5
+    status = np.where(masks[:, 0] & (rng.random(2000) < 0.95), Status.NOT_FINITE, 0)
+    main = members_of(masks, rng.standard_normal((2000, 3)).astype(np.float32),
+                      status.astype(np.uint8))  # fmt: skip
+    with pytest.raises(UserError, match="lost depending on what they kept"):
+        list(attribution.effects(regression_of(main), slice(0, 3), fixed_size=False))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (FitConfig(held_out=20, folds=2), "fit.folds = 2 must be at least 3"),
+        (FitConfig(held_out=56), "fit.held_out = 56 leaves fewer than 6 masks"),
+    ],
+)
+def test_fits_of_older_configs_are_refused_with_the_key(config, said):
+    with pytest.raises(UserError, match=said):
+        divide([Arms("main", 0.5, members_of(*make_bank()), None)], config, 2)
+
+
+def test_complementary_masks_are_drawn_again_together():
+    counts = quality._again(np.array([4, 4, 7, 7, 9]), 0)
+    np.testing.assert_array_equal(counts[:, 0], counts[:, 1])
+    np.testing.assert_array_equal(counts[:, 2], counts[:, 3])
+    assert (counts[:, [0, 2, 4]].sum(1) == 3).all()
