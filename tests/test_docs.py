@@ -78,7 +78,14 @@ def run(command, folder, extra=()):
     return done.stdout
 
 
-@pytest.mark.parametrize(("page", "block"), blocks("sh"))
+def commands():
+    """The blocks of commands; whole runs, each a process that compiles anew, are slow."""
+    for page, block in blocks("sh"):
+        marks = [pytest.mark.slow] if "accomplice run" in block else []
+        yield pytest.param(page, block, marks=marks)
+
+
+@pytest.mark.parametrize(("page", "block"), commands())
 def test_commands_of_the_docs_run(page, block, workplace):
     for command in block.strip().splitlines():
         takes_options = command.split()[1] in ("run", "sweep") and ".toml" in command
