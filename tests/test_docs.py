@@ -80,9 +80,10 @@ def run(command, folder, extra=()):
 
 def commands():
     """The blocks of commands; whole runs, each a process that compiles anew, are slow."""
-    for page, block in blocks("sh"):
-        marks = [pytest.mark.slow] if "accomplice run" in block else []
-        yield pytest.param(page, block, marks=marks)
+    return [
+        pytest.param(*named, marks=[pytest.mark.slow] if "accomplice run" in named[1] else [])
+        for named in blocks("sh")
+    ]
 
 
 @pytest.mark.parametrize(("page", "block"), commands())
