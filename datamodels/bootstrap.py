@@ -38,6 +38,14 @@ def resamples(rows: int, *, seed: int = 0, draws: int = DRAWS) -> Counts:
     return rng.multinomial(rows, np.full(rows, 1 / rows), draws)
 
 
+def resample_together(
+    numbers: Int[np.ndarray, " k"], *, seed: int = 0, draws: int = DRAWS
+) -> Counts:
+    """How often each row is drawn, where rows of one number are drawn together."""
+    distinct, position = np.unique(numbers, return_inverse=True)
+    return resamples(len(distinct), seed=seed, draws=draws)[:, position]
+
+
 def r2_draws(
     predicted: Float[np.ndarray, "k t"], actual: Float[np.ndarray, "k t"], counts: Counts
 ) -> Draws:

@@ -20,6 +20,7 @@ stands w_j less the mean of the others' weights.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ from datamodels.checks import warn_of_inseparable
 from datamodels.estimates import Effects
 from datamodels.folds import Folds, following
 from datamodels.inputs import as_masks, as_outputs, require_finite
-from datamodels.scores import Alpha, Sampling, sampling
+from datamodels.scores import Alpha, Sampling, Scores, sampling
 from datamodels.solver import largest_lam, solve, target_blocks
 
 
@@ -92,10 +93,7 @@ class PreparedEffects:
         require_finite(self.folds.masks, outputs)
         products = self.folds.multiply(outputs)
         rest, nested = self.folds.problems(products), self.folds.nested_problems(products)
-        groups = self.folds.masks.shape[1]
-        total = np.zeros((groups, outputs.shape[1]))
-        variance, count = np.zeros_like(total), np.zeros((groups, 1))
-        parts = self.folds.parts
+        parts, found = self.folds.parts, []
         for fold, problem, inner, after in zip(parts, rest, nested, following(parts), strict=True):
             top = largest_lam(inner)
             position, _ = choose(lasso_errors([after], [inner], outputs, top), "best")
@@ -104,12 +102,10 @@ class PreparedEffects:
             # Other rows' mean and masks' mean: neither has seen the fold.
             residual = outputs[fold.rows] - problem.mean_output
             residual -= fold.masks @ weights - problem.masks.mean_mask @ weights
-            found = self.sampling.scores(fold.rows, residual)
+            own = self.sampling.scores(fold.rows, residual)
             share = _in_place(weights) if self.sampling.fixed_size else weights
-            total += found.rows * share + found.total
-            variance += found.variance
-            count += found.rows
-        return averaged(total, variance, count, self.folds.masks)
+            found.append(own._replace(total=own.rows * share + own.total))
+        return averaged(reduce(Scores.plus, found), self.folds.masks)
 
 
 def prepare_effects(
@@ -129,17 +125,12 @@ def prepare_effects(
     return PreparedEffects(folds, drawn)
 
 
-def averaged(
-    total: Float[np.ndarray, "g t"],
-    variance: Float[np.ndarray, "g t"],
-    count: Float[np.ndarray, "g 1"],
-    masks: Bool[np.ndarray, "m g"],
-) -> Effects:
+def averaged(sums: Scores, masks: Bool[np.ndarray, "m g"]) -> Effects:
     """Effects from sums over rows; none of groups that never vary."""
-    varies = np.asarray(masks.any(0) & ~masks.all(0))[:, None] & (count > 0)
-    count = np.where(varies, count, 1)
-    error = np.where(varies, np.sqrt(variance) / count, np.nan)
-    return Effects(np.where(varies, total / count, 0), error)
+    varies = np.asarray(masks.any(0) & ~masks.all(0))[:, None] & (sums.rows > 0)
+    count = np.where(varies, sums.rows, 1)
+    error = np.where(varies, np.sqrt(sums.variance) / count, np.nan)
+    return Effects(np.where(varies, sums.total / count, 0), error)
 
 
 def average_marginal_effects(
@@ -159,7 +150,7 @@ def average_marginal_effects(
     require_finite(masks, outputs)
     drawn = sampling(masks, alpha, fixed_size=fixed_size, replicate_of=replicate_of)
     found = drawn.scores(np.arange(len(masks)), outputs - outputs.mean(0, dtype=np.float64))
-    return averaged(found.total, found.variance, found.rows, masks)
+    return averaged(found, masks)
 
 
 def banzhaf(

@@ -50,17 +50,14 @@ class Factored:
 
     def __matmul__(self, weights: Float[np.ndarray, "g k"]) -> Float[np.ndarray, "g k"]:
         total = np.zeros(weights.shape)
-        for rows, centred in self._blocks():
-            total[:] += centred.T @ ((centred @ weights) * self.chosen[rows, None])
+        for rows in row_blocks(len(self.chosen), block_rows(len(self.mean))):
+            centred = self.shared.masks[rows] - self.mean
+            total += centred.T @ ((centred @ weights) * self.chosen[rows, None])
         return total / self.rows
 
     def centred_rows(self) -> Float[np.ndarray, "r g"]:
         """The rows that count, less their mean, over the root of their number; all at once."""
         return (self.shared.masks[self.chosen] - self.mean) / np.sqrt(self.rows)
-
-    def _blocks(self) -> Iterator[tuple[slice, Float[np.ndarray, "b g"]]]:
-        for rows in row_blocks(len(self.chosen), block_rows(len(self.mean))):
-            yield rows, self.shared.masks[rows] - self.mean
 
     def on_device(self) -> "DeviceFactored":
         """The same in float32, where JAX computes."""

@@ -16,6 +16,8 @@ from datamodels.scores import Alpha
 
 SHARES = (1 / 4, 1 / 2, 1.0)
 """Shares of the masks on which a curve of R2 is taken."""
+FEWEST_MASKS = 40
+"""Distinct masks below which there is no curve."""
 RATES = np.linspace(0.25, 1, 16)
 """Tried as the curve's rate."""
 SHUFFLED = 27_182_818
@@ -162,8 +164,10 @@ def learning_curve(
     require_finite(masks, outputs)
     number = np.unique(mask_numbers(replicate_of, len(masks)), return_inverse=True)[1]
     distinct = int(number.max()) + 1
-    if distinct < 40:
-        raise ValueError(f"{distinct} distinct masks are too few for a curve; 40 are needed")
+    if distinct < FEWEST_MASKS:
+        raise ValueError(
+            f"{distinct} distinct masks are too few for a curve; {FEWEST_MASKS} are needed"
+        )
     order = np.random.default_rng([SHUFFLED, seed]).permutation(distinct)
     unseen, rest = np.split(order, [distinct // 5])
     judged = np.isin(number, unseen)

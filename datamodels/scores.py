@@ -129,6 +129,10 @@ class Scores(NamedTuple):
     variance: Float[np.ndarray, "g t"]
     """Of that sum, from its spread over draws."""
 
+    def plus(self, others: "Scores") -> "Scores":
+        """Over both parts of the draws."""
+        return Scores(*(one + other for one, other in zip(self, others, strict=True)))
+
 
 def scores(
     masks: Bool[np.ndarray, "d g"],

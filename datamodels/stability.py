@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from datamodels.additive import CERTIFIED, fit
-from datamodels.bootstrap import resamples
+from datamodels.bootstrap import resample_together
 from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite
 from datamodels.moments import moments, regressors
 from datamodels.solver import solve
@@ -36,11 +36,11 @@ def stability(
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
     require_finite(masks, outputs)
-    _, draw = np.unique(mask_numbers(replicate_of, len(masks)), return_inverse=True)
+    number = mask_numbers(replicate_of, len(masks))
     lam = fit(masks, outputs, replicate_of=replicate_of).diagnostics.lam
     signs = np.zeros((masks.shape[1], outputs.shape[1]))
-    for count in resamples(int(draw.max()) + 1, seed=seed, draws=draws):
-        rows = np.repeat(np.arange(len(masks)), count[draw])
+    for count in resample_together(number, seed=seed, draws=draws):
+        rows = np.repeat(np.arange(len(masks)), count)
         drawn = masks[rows]
         problem = moments(drawn, regressors(drawn), outputs[rows])
         signs += np.sign(solve(problem, lam, tolerance=CERTIFIED).weights)

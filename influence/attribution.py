@@ -42,8 +42,8 @@ def mean_effects(regression: Regression, blocks: Sequence[slice], *, fixed_size:
     Targets share members and their noise, so the mean is a target of its own: errors of its effects
     do not follow from those of each.
     """
-    present = [own.stop > own.start for own in blocks]
-    means = np.stack([_mean_output(regression, own) for own in blocks if own.stop > own.start], 1)
+    present = [number for number, own in enumerate(blocks) if own.stop > own.start]
+    means = np.stack([_mean_output(regression, blocks[number]) for number in present], axis=1)
     found = _prepared_effects(regression, fixed_size).effects(means)
     shape = (len(found.estimate), len(blocks))
     estimate, error = np.full(shape, np.nan), np.full(shape, np.nan)

@@ -14,9 +14,10 @@ from datamodels.bootstrap import (
     interval,
     lds_draws,
     r2_draws,
-    resamples,
+    resample_together,
 )
 from datamodels.estimates import Effects
+from datamodels.planning import FEWEST_MASKS
 from influence.experiment import Targets
 from influence.members import target_blocks
 from influence.regression import Regression
@@ -25,8 +26,6 @@ CURVE_TARGETS = 50
 """Clean targets of the learning curve, the first ones: enough for its mean."""
 CURVE_FOLDS = 3
 """Of the cross-validation behind the learning curve."""
-CURVE_MASKS = 40
-"""Masks below which there is no learning curve."""
 SHARES = (0.7, 0.8, 0.9)
 """Of the ceiling, for which the members needed are foretold."""
 FALSE_DISCOVERIES = 0.1
@@ -103,24 +102,22 @@ class Sums(NamedTuple):
 def draws(regression: Regression, arm: int, predict: Predict, targets: slice) -> Sums:
     """The quality of some targets over masks of an arm that are drawn again, a row a draw."""
     held_out, main = regression.held_out[arm], regression.arms[arm].main
-    judging, everyone = _again(held_out.draws, 0), _again(main.draws[main.usable], 1)
+    judging = resample_together(held_out.draws)
+    everyone = resample_together(main.draws[main.usable], seed=1)
     parts = []
     for block in target_blocks(targets):
         actual, predicted = held_out.outputs(block), predict(held_out.masks, block)
         repeated = regression.replicates(arm, block)
         ceiling = np.full((len(judging), actual.shape[1]), np.nan)
         if repeated is not None:
-            outputs, again = main.outputs(block)[main.usable], _again(repeated.draws, 2)
+            outputs, again = (
+                main.outputs(block)[main.usable],
+                resample_together(repeated.draws, seed=2),
+            )
             ceiling = ceiling_draws(outputs, repeated.outputs, everyone, again)
         r2, lds = (draw(predicted, actual, judging) for draw in (r2_draws, lds_draws))
         parts.append(Sums.of(Quality(r2, lds, ceiling)))
     return reduce(Sums.plus, parts)
-
-
-def _again(draws: Int[np.ndarray, " k"], seed: int) -> Int[np.ndarray, "b k"]:
-    """How often each row is drawn; rows that were drawn together are again."""
-    distinct, position = np.unique(draws, return_inverse=True)
-    return resamples(len(distinct), seed=seed)[:, position]
 
 
 def summary(
@@ -201,7 +198,7 @@ def members_needed(
         None.
     """
     members = regression.arms[0].main.take(regression.arms[0].main.usable)
-    if len(np.unique(members.draws)) < CURVE_MASKS:
+    if len(np.unique(members.draws)) < FEWEST_MASKS:
         return None
     first = slice(targets.clean.start, min(targets.clean.start + CURVE_TARGETS, targets.clean.stop))
     curve = datamodels.learning_curve(

@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from datamodels import Effects
+from datamodels.bootstrap import resample_together
 from influence import attribution, counterfactual, members, quality
 from influence.arms import Arms
 from influence.audit import Scores, best_rank, flag, score, suspect
@@ -490,7 +491,7 @@ def test_fits_of_older_configs_are_refused_with_the_key(config, said):
 
 
 def test_complementary_masks_are_drawn_again_together():
-    counts = quality._again(np.array([4, 4, 7, 7, 9]), 0)
+    counts = resample_together(np.array([4, 4, 7, 7, 9]))
     np.testing.assert_array_equal(counts[:, 0], counts[:, 1])
     np.testing.assert_array_equal(counts[:, 2], counts[:, 3])
     assert (counts[:, [0, 2, 4]].sum(1) == 3).all()
