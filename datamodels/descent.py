@@ -25,8 +25,10 @@ on for ever, and a hundred are a fifth of what FISTA needs there."""
 LONGEST = 100.0
 """The longest spectral step, as a multiple of the safe one."""
 EASY = 8
-"""Iterations before solved targets leave: a shorter solve is over before a narrower program is
-compiled."""
+"""Iterations of a small problem before solved targets leave: a shorter solve is over before a
+narrower program is compiled."""
+LARGE = 1 << 27
+"""Groups squared times targets from which they leave at once."""
 NARROWEST = 32
 """Targets of the narrowest program: fewer would take as long, and a program more to compile."""
 NARROW = 128
@@ -52,6 +54,19 @@ class Point(NamedTuple):
     """gram @ weights"""
     length: Float[Array, " t"]
     """Of the next spectral step."""
+
+
+class Sums(NamedTuple):
+    """What the duality gap of each target needs of its weights and of the slope at them."""
+
+    fit: Any
+    """weights'correlation"""
+    along: Any
+    """weights'slope"""
+    steepest: Any
+    """The largest of the slope, without its sign."""
+    size: Any
+    """Of the weights, without their signs, added up."""
 
 
 class _Spectral(NamedTuple):
@@ -102,6 +117,7 @@ def solve_block(
 ) -> tuple[Point, int]:
     """Where the targets end, and the iterations of the slowest. Those that are solved leave."""
     everyone = targets = np.arange(len(task.l1))
+    easy = EASY if len(task.correlation) ** 2 * len(targets) < LARGE else 0
     taken = 0
     for begin, iterate, limit in (
         (_begin_spectral, _spectral_step, min(SPECTRAL, max_iterations)),
@@ -109,8 +125,11 @@ def solve_block(
     ):
         start = point if targets is everyone else pick(point, targets)
         state = begin(task, start, jnp.int32(taken))
-        leave, until = 0, min(taken + EASY, limit)
         while True:
+            # Narrow programs gain little from narrower ones.
+            leaving = taken >= easy and len(targets) > NARROW
+            leave = _worth_leaving(len(targets)) if leaving else 0
+            until = limit if taken >= easy else min(easy, limit)
             state = _advance(iterate, gram, task, state, step, tolerance, leave, until)
             point = state.point if targets is everyone else _put(point, targets, state.point)
             taken = int(state.iteration)
@@ -123,19 +142,25 @@ def solve_block(
                 task, state = pick((task, state), unsolved)
             if taken >= limit:
                 break
-            # Narrow programs gain little from narrower ones.
-            leave, until = _worth_leaving(len(targets)) if len(targets) > NARROW else 0, limit
     return point, taken
 
 
-def pick(tree: Any, targets: Int[np.ndarray, " k"]) -> Any:
+@jax.jit
+def pick(tree: Any, targets: Int[Array, " k"]) -> Any:
     """Some of the targets, the last axis of every array that has one."""
     return jax.tree.map(lambda part: part[..., targets] if part.ndim else part, tree)
 
 
-def _put(tree: Any, targets: Int[np.ndarray, " k"], values: Any) -> Any:
-    """The opposite of `pick`."""
-    return jax.tree.map(lambda part, new: part.at[..., targets].set(new), tree, values)
+@jax.jit
+def _put(tree: Any, targets: Int[Array, " k"], values: Any) -> Any:
+    """The opposite of `pick`; as reads, which are faster than writes to where targets say."""
+
+    def put(part: Array, new: Array) -> Array:
+        came = jnp.full(part.shape[-1], -1).at[targets].set(jnp.arange(len(targets)))
+        here = jnp.broadcast_to(came >= 0, part.shape)
+        return jnp.where(here, new[..., jnp.maximum(came, 0)], part)
+
+    return jax.tree.map(put, tree, values)
 
 
 def _padded(targets: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
@@ -156,22 +181,18 @@ def few_widths(count: int) -> int:
     return math.ceil(count / NARROW) * NARROW
 
 
-def duality_gap(
-    xp: Any, weights: Any, product: Any, correlation: Any, energy: Any, l1: Any, l2: Any
-) -> Any:
+def duality_gap(xp: Any, sums: Sums, energy: Any, l1: Any) -> Any:
     """Relative duality gap; the same formula in numpy (float64) and in JAX (float32).
 
     Outputs are scaled to unit energy, or 0 when constant, so that the floors below are harmless.
     With the residual r = y - Z w, the dual point is s r / m, where s <= 1 makes it feasible. The
     ridge is a lasso with sqrt(m l2) I below the masks and zeros below the outputs.
     """
-    slope = correlation - product - l2[None] * weights
-    fit = (weights * correlation).sum(0)
     # w'(gram + l2) w = w'correlation - w'slope
-    residual = xp.maximum(energy - fit - (weights * slope).sum(0), 0)
-    scale = xp.minimum(1, l1 / xp.maximum(xp.abs(slope).max(0), 1e-30))
-    primal = residual / 2 + l1 * xp.abs(weights).sum(0)
-    dual = scale * (energy - fit) - scale**2 * residual / 2
+    residual = xp.maximum(energy - sums.fit - sums.along, 0)
+    scale = xp.minimum(1, l1 / xp.maximum(sums.steepest, 1e-30))
+    primal = residual / 2 + l1 * sums.size
+    dual = scale * (energy - sums.fit) - scale**2 * residual / 2
     return (primal - dual) / xp.maximum(energy / 2, 1e-30)
 
 
@@ -187,7 +208,14 @@ def _objective(task: Task, point: Point) -> Float[Array, " t"]:
 
 
 def _gap_at(task: Task, point: Point) -> Float[Array, " t"]:
-    return duality_gap(jnp, point.weights, point.product, *task)
+    weights, slope = point.weights, _slope(task, point)
+    sums = Sums(
+        fit=(weights * task.correlation).sum(0),
+        along=(weights * slope).sum(0),
+        steepest=jnp.abs(slope).max(0),
+        size=jnp.abs(weights).sum(0),
+    )
+    return duality_gap(jnp, sums, task.energy, task.l1)
 
 
 def _moved(

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-ROW_BLOCK = 2048
+ROW_BLOCK = 512
 """Rows that are multiplied with outputs at once: bounds memory."""
-COUNT_BLOCK = 16_384
+COUNT_BLOCK = 4096
 """Rows that are counted at once: the same, and keeps counts exact in float32."""
 BLOCK_NUMBERS = 1 << 24
 """Numbers of such a block: 67 MB in float32."""
@@ -228,7 +228,8 @@ def from_counts(counts: Counts) -> Regressors:
     mean = np.diag(counts.together) / counts.rows
     gram = counts.together / counts.rows
     gram -= np.outer(mean, mean)
-    return Regressors(mean, gram, jnp.asarray(gram, jnp.float32), step_size(gram))
+    device_gram = jnp.asarray(gram, jnp.float32)
+    return Regressors(mean, gram, device_gram, step_size(np.asarray(device_gram)))
 
 
 def count(masks: Bool[np.ndarray, "m g"]) -> Counts:

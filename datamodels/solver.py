@@ -17,12 +17,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import sparse
 
-from datamodels.descent import Point, Task, ahead, duality_gap, pick, solve_block
+from datamodels.descent import Point, Sums, Task, ahead, duality_gap, pick, solve_block
 from datamodels.moments import Factored, Moments, deviation, select
 
 TARGET_BLOCK = 1024
 """Targets solved in one program: bounds memory."""
-SPARSE = 0.03
+SPARSE = 0.02
 """Share of weights that are not zero below which a sparse product is faster than a dense one."""
 
 
@@ -50,15 +50,30 @@ def relative_gap(
     l1_ratio: float = 1.0,
 ) -> Float[np.ndarray, " t"]:
     """The certificate: relative duality gap of each target, evaluated in float64."""
+    weights, gram = weights.astype(np.float64), problem.masks.gram
+    if isinstance(gram, Factored) or np.count_nonzero(weights) > SPARSE * weights.size:
+        slope = gram @ weights
+    else:
+        slope = np.ascontiguousarray((sparse.csr_array(weights.T) @ gram).T)
     unit = deviation(problem)
     l1, l2 = _penalties(lam, unit, l1_ratio)
-    scaled, gram = weights / unit, problem.masks.gram
-    if isinstance(gram, Factored) or np.count_nonzero(scaled) > SPARSE * scaled.size:
-        product = gram @ scaled
-    else:
-        product = (sparse.csr_array(scaled.T) @ gram).T
-    correlation, energy = problem.correlation / unit, problem.energy / unit**2
-    return np.asarray(duality_gap(np, scaled, product, correlation, energy, l1, l2))
+    np.subtract(problem.correlation, slope, out=slope)
+    if l2.any():
+        slope -= l2 * weights
+    sums = Sums(
+        fit=_along(weights, problem.correlation) / unit**2,
+        along=_along(weights, slope) / unit**2,
+        steepest=np.maximum(slope.max(0), -slope.min(0)) / unit,
+        size=np.abs(weights).sum(0) / unit,
+    )
+    return np.asarray(duality_gap(np, sums, problem.energy / unit**2, l1))
+
+
+def _along(
+    weights: Float[np.ndarray, "g t"], direction: Float[np.ndarray, "g t"]
+) -> Float[np.ndarray, " t"]:
+    """Their product, target by target."""
+    return np.einsum("gt,gt->t", weights, direction)
 
 
 def solve(

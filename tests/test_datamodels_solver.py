@@ -316,14 +316,17 @@ def test_blocks_of_targets_give_the_same_solution(monkeypatch):
     np.testing.assert_allclose(solve(problem, lam).weights, whole.weights, atol=1e-3)
 
 
-def test_targets_that_are_solved_early_leave_and_the_slow_ones_are_solved_still(monkeypatch):
+@pytest.mark.parametrize(("bound", "value"), [("EASY", 5), ("LARGE", 0)])
+def test_targets_that_are_solved_early_leave_and_the_slow_ones_are_solved_still(
+    bound, value, monkeypatch
+):
     masks, outputs = bank(8, members=40, groups=60, targets=23)
     problem = problem_of(masks, outputs)
     lam = np.geomspace(0.9, 0.01, 23) * largest_lam(problem)
     together = solve(problem, lam, tolerance=1e-6)
     monkeypatch.setattr(descent, "NARROW", 2)
     monkeypatch.setattr(descent, "NARROWEST", 1)
-    monkeypatch.setattr(descent, "EASY", 5)
+    monkeypatch.setattr(descent, bound, value)
     widths = []
     advance = descent._advance
 
