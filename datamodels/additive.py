@@ -14,7 +14,16 @@ from datamodels import ridge
 from datamodels.checks import warn_of_inseparable
 from datamodels.descent import few_widths
 from datamodels.folds import Fold, Folds, divide
-from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite, usable_rows
+from datamodels.inputs import (
+    as_masks,
+    as_outputs,
+    mask_numbers,
+    masks_of,
+    require_choice,
+    require_finite,
+    require_rows,
+    usable_rows,
+)
 from datamodels.moments import Moments, deviation
 from datamodels.solver import Path, largest_lam, solve, target_blocks
 
@@ -65,7 +74,12 @@ class AdditiveDatamodel:
     diagnostics: FitDiagnostics
 
     def predict(self, masks: Bool[np.ndarray, "k g"]) -> Float[np.ndarray, "k t"]:
-        """Predicted outputs, float32."""
+        """Predicted outputs, float32.
+
+        Raises:
+            ValueError: masks that are not zeros and ones, or of other groups.
+        """
+        masks = masks_of(len(self.weights), masks)
         return masks.astype(np.float32) @ self.weights + self.intercept
 
 
@@ -98,6 +112,12 @@ def fit(
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
     usable = usable_rows(masks, outputs)
+    missing = ~np.isfinite(outputs).any(0)
+    if missing.any() and len(outputs):
+        raise ValueError(
+            f"target {int(np.argmax(missing))} has no finite output in any of the {len(outputs)} "
+            f"rows; leave it out"
+        )
     if not usable.all():
         warnings.warn(
             f"{int((~usable).sum())} of {len(usable)} rows hold outputs that are not finite, and "
@@ -134,6 +154,8 @@ class Prepared:
         choice: Choice = "best",
     ) -> AdditiveDatamodel:
         """The datamodels of some targets; all rows must be finite. Arguments as of `fit`."""
+        require_choice("penalty", penalty, Penalty)
+        require_choice("choice", choice, Choice)
         require_finite(self.folds.masks, outputs)
         products = self.folds.multiply(outputs)
         problem, rest = self.folds.problem(products), self.folds.problems(products)
@@ -161,11 +183,13 @@ def prepare(
     replicate_of: Int[np.ndarray, " m"] | None = None,
 ) -> Prepared:
     """Begin a fit of any number of targets; arguments and errors as of `fit`."""
-    if len(masks) < 4:
-        raise ValueError(f"{len(masks)} rows are too few to fit; at least 4 are needed")
+    require_rows(len(masks))
     numbers = mask_numbers(replicate_of, len(masks))
+    distinct = len(np.unique(numbers))
+    if distinct < 4:
+        raise ValueError(f"{distinct} distinct masks are too few to fit; at least 4 are needed")
     if folds >= 2:
-        folds = min(folds, len(np.unique(numbers)) // 2)
+        folds = min(folds, distinct // 2)
     return Prepared(divide(masks, folds, numbers), numbers)
 
 

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import chi2
+from scipy.special import gammaln
+from scipy.stats import chi2, poisson
+
+from datamodels.inputs import as_masks
 
 UNLIKELY = 1e-9
 """Probability of masks under their design below which one of the two is wrong."""
@@ -38,7 +41,12 @@ class Separation(NamedTuple):
 
 
 def separation(masks: Bool[np.ndarray, "m g"]) -> Separation:
-    """Which groups the masks cannot speak of, or not one by one."""
+    """Which groups the masks cannot speak of, or not one by one.
+
+    Raises:
+        ValueError: masks that are not zeros and ones.
+    """
+    masks = as_masks(masks)
     kept = masks.any(0)
     constant = ~kept | masks.all(0)
     # Flipped so that the first row is dropped everywhere: a group equals its complement.
@@ -86,6 +94,8 @@ def check_independent(
             f"alpha = {np.mean(expected) / groups:.3g}, but the masks keep "
             f"{kept.mean() / groups:.3g} of the groups; give the alpha that drew them"
         )
+    if alpha is not None:
+        _check_each_group(masks, wide)
     drawn = variance > 0
     if groups == 1 or not drawn.any():
         return
@@ -102,6 +112,64 @@ def check_independent(
             f"independent groups; effects need masks whose groups are kept independently, and "
             f"{remedy}"
         )
+    check_distinct(masks, masks.mean(0)[None] if alpha is None else alpha)
+
+
+def _check_each_group(
+    masks: Bool[np.ndarray, "m g"], probability: Float[np.ndarray, "m #g"]
+) -> None:
+    """Compare how often each group is kept with its probabilities.
+
+    Raises:
+        ValueError: naming the group that is furthest off.
+    """
+    kept = masks.sum(0)
+    expected, variance = probability.sum(0), (probability * (1 - probability)).sum(0)
+    off = np.abs(kept - expected)
+    far = np.square(off) / 2 / (variance + off / 3 + 1e-9)
+    group = int(np.argmax(far))
+    if off[group] > 1e-6 and np.exp(-far[group]) < UNLIKELY / len(kept):
+        said = np.broadcast_to(expected, kept.shape)[group] / len(masks)
+        raise ValueError(
+            f"group {group} is kept in {kept[group] / len(masks):.3g} of the rows, but its alpha "
+            f"is {said:.3g}; give the alpha that drew it"
+        )
+
+
+def check_distinct(masks: Bool[np.ndarray, "m g"], probability: Float[np.ndarray, "#m #g"]) -> None:
+    """Refuse rows that are the same, or complementary, more often than by chance.
+
+    Args:
+        masks: one a draw.
+        probability: that each group is kept in each row.
+
+    Raises:
+        ValueError: naming two such rows.
+    """
+    members, groups = masks.shape
+    same = np.square(probability) + np.square(1 - probability)
+    chance = np.log(same).sum(1) * (groups // probability.shape[1])
+    if len(chance) == 1:
+        chance = np.full(members, chance[0])
+    # No two rows are alike with more than the root of the product of these (Cauchy and Schwarz).
+    _refuse_alike(masks, float(np.square(np.exp(chance / 2).sum()) / 2))
+
+
+def _refuse_alike(masks: Bool[np.ndarray, "m g"], expected: float) -> None:
+    """Refuse more pairs of rows that are the same, or complementary, than chance makes."""
+    members = len(masks)
+    for kind, flipped in (("the same", np.zeros(members, bool)), ("complementary", masks[:, 0])):
+        bits = np.packbits(masks ^ flipped[:, None], axis=1)
+        _, first, number = np.unique(bits, axis=0, return_index=True, return_inverse=True)
+        number = number.ravel()
+        alike = members - len(first)
+        if alike and poisson.sf(alike - 1, 2 * expected) < UNLIKELY:
+            later = int(np.argmax(first[number] != np.arange(members)))
+            raise ValueError(
+                f"{alike} rows have a mask that is {kind} as that of another one (first: "
+                f"{first[number[later]]} and {later}), which chance does not explain; give rows "
+                f"that were drawn together one number in replicate_of"
+            )
 
 
 def _tail(ratio: float, variance: Float[np.ndarray, " m"], peak: Float[np.ndarray, " m"]) -> float:
@@ -135,3 +203,6 @@ def check_fixed_size(masks: Bool[np.ndarray, "m g"]) -> None:
             f"fixed_size = True, but masks keep from {kept.min()} to {kept.max()} groups; leave it "
             f"out for groups that are kept independently"
         )
+    members, groups = masks.shape
+    sets = gammaln(groups + 1) - gammaln(kept[0] + 1) - gammaln(groups - kept[0] + 1)
+    _refuse_alike(masks, members**2 / 2 * float(np.exp(-sets)))

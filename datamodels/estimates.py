@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import false_discovery_control, norm
 
+from datamodels.inputs import require_share
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -23,7 +25,12 @@ class Effects:
     def interval(
         self, level: float = 0.95
     ) -> tuple[Float[np.ndarray, "g t"], Float[np.ndarray, "g t"]]:
-        """Lower and upper ends of normal intervals, each for itself."""
+        """Lower and upper ends of normal intervals, each for itself.
+
+        Raises:
+            ValueError: a level that is not between 0 and 1.
+        """
+        require_share("level", level)
         reach = norm.ppf((1 + level) / 2) * self.standard_error
         return self.estimate - reach, self.estimate + reach
 
@@ -75,6 +82,7 @@ class Effects:
 
 def _enough(evidence: Float[np.ndarray, "*shape"], q: float) -> Bool[np.ndarray, "*shape"]:
     """The largest set of e-values that are each at least (all / how many are in it) / q."""
+    require_share("q", q)
     flat = evidence.ravel()
     order = np.argsort(-flat)
     enough = flat[order] * np.arange(1, len(order) + 1) >= len(order) / q

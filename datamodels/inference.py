@@ -37,7 +37,7 @@ from datamodels.additive import (
 from datamodels.checks import warn_of_inseparable
 from datamodels.estimates import Effects
 from datamodels.folds import Folds, following
-from datamodels.inputs import as_masks, as_outputs, require_finite
+from datamodels.inputs import as_masks, as_outputs, require_finite, require_rows
 from datamodels.scores import Alpha, Sampling, Scores, sampling
 from datamodels.solver import largest_lam, solve, target_blocks
 
@@ -148,7 +148,9 @@ def average_marginal_effects(
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
     require_finite(masks, outputs)
+    require_rows(len(masks))
     drawn = sampling(masks, alpha, fixed_size=fixed_size, replicate_of=replicate_of)
+    warn_of_inseparable(masks)
     found = drawn.scores(np.arange(len(masks)), outputs - outputs.mean(0, dtype=np.float64))
     return averaged(found, masks)
 

@@ -3,9 +3,10 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from datamodels.additive import fit
+from datamodels.additive import prepare
 from datamodels.checks import check_independent
-from datamodels.inputs import as_masks, as_outputs, mask_numbers
+from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite, require_share
+from datamodels.solver import target_blocks
 
 COPIES = 7_205_759
 """Part of the seed of knockoffs."""
@@ -39,15 +40,18 @@ def knockoffs(
         ValueError: as in `effects`.
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha = {alpha} must lie strictly between 0 and 1")
+    require_finite(masks, outputs)
+    require_share("alpha", alpha)
+    require_share("q", q)
     number = mask_numbers(replicate_of, len(masks))
     distinct, first, draw = np.unique(number, return_index=True, return_inverse=True)
     check_independent(masks[first], np.full((1, 1), alpha))
     coin = np.random.default_rng([COPIES, seed])  # that nobody else draws masks with
     fresh = coin.random((len(distinct), masks.shape[1])) < alpha
     both = np.hstack([masks, fresh[draw]])
-    size = np.abs(fit(both, outputs, replicate_of=number).weights)
+    prepared = prepare(both, replicate_of=number)
+    parts = [prepared.fit(outputs[:, own]).weights for own in target_blocks(outputs.shape[1])]
+    size = np.abs(np.concatenate(parts, axis=1))
     groups = masks.shape[1]
     lead = size[:groups] - size[groups:]
     return np.stack([_stands_out(column, q) for column in lead.T], axis=1)

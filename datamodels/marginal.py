@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from datamodels.checks import check_distinct, warn_of_inseparable
 from datamodels.estimates import Effects
-from datamodels.inputs import as_masks, as_outputs, require_finite
+from datamodels.inputs import as_masks, as_outputs, require_finite, require_rows
 from datamodels.moments import ROW_BLOCK, row_blocks
 
 
@@ -65,10 +66,14 @@ def influence(masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "m t"])
         NaN for groups that no member keeps, or none drops.
 
     Raises:
-        ValueError: shapes that do not match, masks that are not zeros and ones, infinite outputs.
+        ValueError: shapes that do not match, masks that are not zeros and ones, infinite outputs,
+            too few rows, retrains of a mask.
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
     require_finite(masks, outputs)
+    require_rows(len(masks))
+    check_distinct(masks, masks.mean(0)[None])
+    warn_of_inseparable(masks)
     shift = outputs.mean(0, dtype=np.float64)
     inside_sum, inside_square = _sums(masks, outputs, shift)
     all_sum, all_square = _sums(np.ones((len(masks), 1), bool), outputs, shift)

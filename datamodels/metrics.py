@@ -6,12 +6,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
+from datamodels.inputs import as_replicates, require_same_shape
+
 Outputs = Float[np.ndarray, "k t"]
 PerTarget = Float[np.ndarray, " t"]
 
 
 def r2(predicted: Outputs, actual: Outputs) -> PerTarget:
-    """Share of the variance over masks that is predicted, per target; NaN where there is none."""
+    """Share of the variance over masks that is predicted, per target; NaN where there is none.
+
+    Raises:
+        ValueError: predictions of another shape.
+    """
+    require_same_shape(predicted, actual)
     actual = actual.astype(np.float64)
     total = np.square(actual - actual.mean(0)).sum(0)
     error = np.square(actual - predicted).sum(0)
@@ -23,7 +30,11 @@ def lds(predicted: Outputs, actual: Outputs) -> PerTarget:
 
     Spearman correlation of predicted and actual outputs over held-out masks; 0 where one of the
     two is constant, since a constant ranks nothing; NaN where a value is NaN.
+
+    Raises:
+        ValueError: predictions of another shape.
     """
+    require_same_shape(predicted, actual)
     ranks_predicted = _centred_ranks(predicted)
     ranks_actual = _centred_ranks(actual)
     scale = np.sqrt(np.square(ranks_predicted).sum(0) * np.square(ranks_actual).sum(0))
@@ -42,8 +53,11 @@ def noise_variance(replicates: Float[np.ndarray, "r s t"]) -> PerTarget:
     Args:
         replicates: outputs of r masks, each retrained with s >= 2 seeds. A NaN is a member
             left out; a mask with fewer than 2 members left says nothing.
+
+    Raises:
+        ValueError: replicates of another shape, or of one seed.
     """
-    variance = per_mask_variance(replicates)
+    variance = per_mask_variance(as_replicates(replicates))
     known = np.isfinite(variance)
     return np.where(known, variance, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
 
@@ -67,7 +81,15 @@ def ceiling(outputs: Outputs, replicates: Float[np.ndarray, "r s t"]) -> PerTarg
     Args:
         outputs: one member a mask, for the total variance.
         replicates: as in `noise_variance`, of the same design.
+
+    Raises:
+        ValueError: as `noise_variance`, or replicates of other targets.
     """
+    if np.ndim(outputs) != 2 or outputs.shape[1] != np.shape(replicates)[-1]:
+        raise ValueError(
+            f"outputs (members, targets) and replicates (masks, seeds, targets) must share their "
+            f"targets, got {np.shape(outputs)} and {np.shape(replicates)}"
+        )
     total = outputs.var(0, ddof=1, dtype=np.float64)
     return 1 - noise_variance(replicates) / np.where(_is_constant(outputs), np.nan, total)
 
@@ -97,7 +119,15 @@ def calibration(
 
     Returns:
         NaN for slope and correlation where all targets have one prediction.
+
+    Raises:
+        ValueError: fewer than two seeds, or other targets.
     """
+    if np.ndim(measured) != 2 or len(measured) < 2 or measured.shape[1:] != np.shape(predicted):
+        raise ValueError(
+            f"measured must be of shape (seeds, targets), at least 2 seeds of the targets of "
+            f"predicted, got {np.shape(measured)} beside {np.shape(predicted)}"
+        )
     mean = measured.mean(0, dtype=np.float64)
     noise = measured.var(0, ddof=1, dtype=np.float64) / len(measured)
     left, right = predicted - predicted.mean(dtype=np.float64), mean - mean.mean()

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from datamodels.additive import Choice, Penalty, prepare
 from datamodels.estimates import Effects
 from datamodels.inference import effects
-from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite
+from datamodels.inputs import as_masks, as_outputs, mask_numbers, require_finite, require_share
 from datamodels.metrics import r2
 from datamodels.scores import Alpha
 
@@ -88,16 +88,26 @@ def how_many_more(
     Raises:
         ValueError: not exactly one of width and share; as `effects` and `learning_curve`.
     """
-    if (width is None) == (share is None):
-        raise ValueError("give either width, in output units, or share, of the ceiling")
-    if width is not None:
+    if width is not None and share is None:
         found = effects(
             masks, outputs, alpha=alpha, fixed_size=fixed_size, replicate_of=replicate_of
         )
         needed = members_for_width(found, len(masks), width)
-    else:
+    elif share is not None and width is None:
+        if not 0 < share <= 1 or not (np.asarray(ceiling) <= 1).all():
+            raise ValueError(
+                f"share = {share} must be above 0 and at most 1, and the ceiling, {ceiling}, at "
+                f"most 1"
+            )
         curve = learning_curve(masks, outputs, replicate_of=replicate_of)
+        if np.shape(ceiling) not in ((), curve.floor.shape):
+            raise ValueError(
+                f"ceiling must be one number or one a target, got {np.shape(ceiling)} for "
+                f"{len(curve.floor)} targets"
+            )
         needed = curve.members_for(share * np.asarray(ceiling))
+    else:
+        raise ValueError("give either width, in output units, or share, of the ceiling")
     return np.maximum(needed - len(masks), 0)
 
 
@@ -129,6 +139,7 @@ def top_width(effects: Effects, *, top: int = 10, level: float = 0.95) -> Float[
 
     NaN where no group varies; arguments as of `members_for_width`.
     """
+    require_share("level", level)
     known = np.isfinite(effects.standard_error)
     size = np.where(known, np.abs(effects.estimate), -1)
     largest = np.argsort(-size, axis=0)[:top]

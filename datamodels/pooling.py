@@ -5,6 +5,8 @@ from jaxtyping import Float
 from scipy.linalg import helmert
 from sklearn.covariance import ledoit_wolf
 
+from datamodels.inputs import as_replicates
+
 
 def whitening(replicates: Float[np.ndarray, "r s t"]) -> Float[np.ndarray, "t t"]:
     """A matrix W with which outputs @ W have seed noise of variance 1, independent over targets.
@@ -20,9 +22,7 @@ def whitening(replicates: Float[np.ndarray, "r s t"]) -> Float[np.ndarray, "t t"
     Raises:
         ValueError: fewer than 2 seeds, outputs that are not finite, or a target without noise.
     """
-    _, seeds, targets = replicates.shape
-    if seeds < 2:
-        raise ValueError(f"replicates of {seeds} seed show no noise; at least 2 are needed")
+    _, seeds, targets = as_replicates(replicates).shape
     if not np.isfinite(replicates).all():
         raise ValueError("replicates hold values that are not finite; leave their masks out")
     # Orthonormal contrasts of the seeds of a mask: as many as there are degrees of freedom, and

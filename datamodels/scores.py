@@ -57,7 +57,7 @@ def sampling(
     first_row, draw, sign = _find_draws(masks, mask_numbers(replicate_of, len(masks)))
     known = _probabilities(masks, alpha, fixed_size, bool((sign < 0).any()))
     if fixed_size:
-        check_fixed_size(masks)
+        check_fixed_size(masks[first_row])
     else:
         check_independent(masks[first_row], None if known is None else _of_rows(known, first_row))
     if known is None:

@@ -32,8 +32,10 @@ def stability(
         replicate_of: rows with the same number are drawn together.
 
     Raises:
-        ValueError: as `fit`, or outputs that are not finite.
+        ValueError: as `fit`; outputs that are not finite; no draws.
     """
+    if draws < 1:
+        raise ValueError(f"draws = {draws} must be at least 1")
     masks, outputs = as_masks(masks), as_outputs(outputs)
     require_finite(masks, outputs)
     number = mask_numbers(replicate_of, len(masks))

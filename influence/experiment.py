@@ -113,12 +113,20 @@ def prepare(config: Config, clustered: Sequence[int] | None = None) -> Experimen
             f"a batch would lose; set it to 0"
         )
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
+    groups = _groups(config, train, split.group_values, model, recipe, clustered)
+    for alpha in config.sweep.alpha:
+        if min(alpha, 1 - alpha) * len(groups.names) < 1:
+            raise UserError(
+                f"sweep.alpha = {alpha} keeps {alpha * len(groups.names):.3g} of the "
+                f"{len(groups.names)} groups in the mean, so nearly all masks would be alike; at "
+                f"least one must be kept, and one dropped"
+            )
     names = split.class_names + tuple(map(str, range(len(split.class_names), classes)))
     incident = next((attack.incident for attack in attacks if attack.incident is not None), None)
     return Experiment(
         config,
         train,
-        _groups(config, train, split.group_values, model, recipe, clustered),
+        groups,
         _targets(train, split.targets, incident),
         attacks,
         names,

@@ -194,6 +194,10 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
 def verify_stage(run: Run, experiment: Experiment) -> None:
     """Retrain without the flagged examples and without random ones; then score detection."""
     run.require(run.scores, "audit")
+    if "flagged" not in run.read_audit():
+        raise UserError(
+            f"the scores are older than the fit; run first: accomplice audit {run.path}"
+        )
     planned = verification.planned(run, experiment)
     bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
     arms = {"Verify by retraining": (bank.arm(verification.ARM), planned.design)}

@@ -7,6 +7,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import settings
 
@@ -24,6 +25,12 @@ def few_compiled_programs():
     by default). XLA crashes where none is left, which the programs of all tests together reach."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """The package's own checks, without those that jaxtyping adds in tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True, scope="session")

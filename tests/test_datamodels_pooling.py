@@ -53,7 +53,7 @@ def test_pooling_finds_more_once_the_shared_noise_is_out():
 
 def test_replicates_without_noise_or_with_gaps_are_named():
     replicates = np.random.default_rng(3).standard_normal((4, 3, 2))
-    with pytest.raises(ValueError, match="replicates of 1 seed show no noise"):
+    with pytest.raises(ValueError, match="replicates of 4 masks and 1 seeds show no noise"):
         whitening(replicates[:, :1])
     replicates[..., 1] = 5.0
     with pytest.raises(ValueError, match="target 1 is the same with every seed"):

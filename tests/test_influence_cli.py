@@ -86,6 +86,7 @@ DIGITS = 'source = "digits"\ntrain_count = 100\ntarget_count = 20'
         (DIGITS, {"model": 'factory = "plain"'}, 'must read "package.module:function"'),
         (DIGITS, {"sweep": 'output = "marginn"'}, 'sweep.output = "marginn" is unknown'),
         (DIGITS, {"sweep": "alpha = 1.0"}, "sweep.alpha = 1.0 must be above 0 and below 1"),
+        (DIGITS, {"sweep": "alpha = 1e-9"}, "sweep.alpha = 1e-09 keeps 1e-07 of the 100 groups"),
         (DIGITS, {"sweep": "members = 50", "fit": "held_out = 60"}, "fit.held_out = 60 must be"),
         (DIGITS, {"poison": "backdoor_fraction = 0.7"}, "poison.backdoor_fraction = 0.7"),
     ],

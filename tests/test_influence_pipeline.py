@@ -137,6 +137,12 @@ def test_a_stage_names_the_one_to_run_first(copied, capsys, stage, gone):
     assert "run first: accomplice" in capsys.readouterr().err
 
 
+def test_scores_of_an_older_fit_are_not_verified(copied, capsys):
+    assert main(["fit", str(copied)]) == 0
+    assert main(["verify", str(copied)]) == 2
+    assert "older than the fit; run first: accomplice audit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("code", "number"), [(130, signal.SIGINT), (143, signal.SIGTERM)])
 def test_interrupted_and_resumed_equals_uninterrupted(
     finished, tmp_path, monkeypatch, capsys, code, number

@@ -13,7 +13,7 @@ from training.bank import Bank, Manifest, Panel
 from training.data import DataConfig
 from training.errors import UserError
 from training.examples import Examples, fit_normaliser
-from training.groups import GroupsConfig, _shares, clusters, from_file, from_values, single
+from training.groups import NPY, GroupsConfig, _shares, clusters, from_file, from_values, single
 from training.models import ModelConfig, build_model
 from training.optim import OptimConfig
 from training.outputs import margin
@@ -133,13 +133,15 @@ def test_groups_that_cannot_be_made_are_refused(tmp_path):
     refused("gives all examples one group", from_values, ("a", "a"), column)
     path = tmp_path / "g.npy"
     file = GroupsConfig(by="file", file=str(path))
+    refused("cannot be read as a .npy array: No such file", from_file, file, 3)
+    path.write_text("example,group\n0,1\n")
+    refused("is no .npy file; write one number or name for each", from_file, file, 3)
+    path.write_bytes(NPY + b"\x01")
     refused("cannot be read as a .npy array", from_file, file, 3)
     np.save(path, np.zeros(4, int))
     refused("has shape (4,); it must hold one value for each of the 3", from_file, file, 3)
     np.save(path, np.array([0.5, 1, 2]))
     refused("holds float64; it must hold whole numbers or names", from_file, file, 3)
-    path.write_bytes(b"no array")
-    refused("cannot be read", from_file, file, 3)
     _, *made = made_of(30)
     for count in (1, 31):
         config = GroupsConfig(by="cluster", count=count)

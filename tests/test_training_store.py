@@ -129,6 +129,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         Store(tmp_path / "file" / "below").write("a", b"one")
 
 
+def test_a_path_may_go_up(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "here")
+    Store("../../side/store").write("a", b"1")
+    assert Store(tmp_path / "side" / "store").read("a") == b"1"
+
+
 def test_free_space_is_that_of_the_disk(tmp_path, service):
     stats = os.statvfs(tmp_path)
     free = Store(tmp_path / "not" / "yet").free_bytes()

@@ -18,6 +18,9 @@ from training.models import Model
 from training.seeds import root_key, training_key
 from training.train import EVALUATION_BLOCK, Recipe, make_train
 
+NPY = b"\x93NUMPY"
+"""How files of NumPy arrays begin."""
+
 
 @dataclass(frozen=True)
 class GroupsConfig:
@@ -96,6 +99,12 @@ def from_file(config: GroupsConfig, examples: int) -> Groups:
     """
     where = f'groups.file = "{config.file}"'
     try:
+        with Path(config.file).open("rb") as file:
+            if file.read(len(NPY)) != NPY:
+                raise UserError(
+                    f"{where} is no .npy file; write one number or name for each training example "
+                    f"with numpy.save"
+                )
         values = np.load(Path(config.file), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{where} cannot be read as a .npy array: {reason(error)}") from error

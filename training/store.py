@@ -138,7 +138,7 @@ class Store:
 
     def _spec(self, name: str) -> dict[str, Any]:
         if self._driver == "file":
-            path = Path(self.location).absolute()
+            path = Path(self.location).resolve()  # tensorstore takes no ".."
             return {"driver": "file", "path": f"{path}/{name}/" if name else f"{path}/"}
         bucket, _, prefix = self.location.partition("://")[2].partition("/")
         path = "/".join(part for part in (prefix, name) if part)
