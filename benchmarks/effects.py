@@ -8,27 +8,17 @@ is taken from one half of the contexts, and all errors from the other.
 
 import argparse
 import json
-from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt32
+from jaxtyping import Bool, Float
+from real_banks import Retrainer
 
 import datamodels
-from influence.arms import main_task
-from influence.config import override, read_config
-from influence.experiment import Experiment, prepare
 from influence.jax_setup import set_up_jax
-from influence.layout import sweeper_for
 from training.seeds import root_key, training_keys
-from training.sweep import Sweeper
 
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.toml"
-CLEAN = ["--poison.label-flip-fraction", "0", "--poison.backdoor-fraction", "0"]
 CLUSTERS = ["--groups.by", "cluster", "--groups.count", "100"]
-LAUNCH = 1024
-"""Members whose outputs are fetched at once."""
 LARGE = 10
 """Effects of a target that count as large."""
 
@@ -40,29 +30,15 @@ class Measured(NamedTuple):
     error: Float[np.ndarray, "g t"]
 
 
-def retrain(
-    sweeper: Sweeper, keys: UInt32[np.ndarray, "m 2"], examples: Bool[np.ndarray, "m n"]
-) -> Float32[np.ndarray, "m t"]:
-    """The outputs of members on all targets."""
-    parts = []
-    for first in range(0, len(keys), LAUNCH):
-        rows = slice(first, first + LAUNCH)
-        parts.append(sweeper.start(keys[rows], examples[rows]).fetch().reports[0].outputs)
-    return np.concatenate(parts)
-
-
-def measure(
-    experiment: Experiment, sweeper: Sweeper, contexts: int, alpha: float
-) -> tuple[Measured, Measured]:
+def measure(retrainer: Retrainer, contexts: int, alpha: float) -> tuple[Measured, Measured]:
     """Flip every group alone in each context; the two halves of the contexts, apart."""
-    columns, root = experiment.groups.of, root_key(experiment.config.sweep.seed, 9)
-    groups = len(experiment.groups.names)
+    root, groups = root_key(retrainer.experiment.config.sweep.seed, 9), retrainer.groups
     masks = datamodels.Bernoulli(alpha).masks(root, np.arange(contexts), groups)
     keys = training_keys(root, np.arange(contexts), np.zeros(contexts, int))
     changes = []
     for mask, key in zip(masks, keys, strict=True):
         flipped = np.concatenate([mask[None], mask ^ np.eye(groups, dtype=bool)])
-        outputs = retrain(sweeper, np.tile(key, (groups + 1, 1)), flipped[:, columns])
+        outputs = retrainer.outputs(flipped, np.tile(key, (groups + 1, 1)))
         # From dropped to kept, whichever of the two the context has.
         changes.append(np.where(mask, 1, -1)[:, None] * (outputs[:1] - outputs[1:]))
     halves = np.array_split(np.stack(changes).astype(np.float64), 2)
@@ -85,21 +61,13 @@ def main() -> None:
     options = parser.parse_args()
     set_up_jax()
     members, contexts = (300, 20) if options.quick else (1000, 300)
-    config, _ = override(read_config(DIGITS), [*CLEAN, *CLUSTERS], "effects")
-    experiment = prepare(config)
-    experiment = replace(experiment, targets=replace(experiment.targets, train=slice(0, 0)))
-    clean = experiment.targets.clean
-    task = main_task(experiment)
-    sweeper = sweeper_for(experiment, task._replace(targets=task.targets.take(clean), panels=()))
-    root = root_key(config.sweep.seed, 0)
-    masks = datamodels.Bernoulli(options.alpha).masks(root, np.arange(members), 100)
-    keys = training_keys(root, np.arange(members), np.zeros(members, int))
-    outputs = retrain(sweeper, keys, masks[:, experiment.groups.of])
+    retrainer = Retrainer.of("digits.toml", CLUSTERS)
+    masks, outputs, _ = retrainer.members(0, members, options.alpha)
 
     lasso = datamodels.fit(masks, outputs).weights
     effects = datamodels.effects(masks, outputs, alpha=options.alpha)
     plain = datamodels.average_marginal_effects(masks, outputs, alpha=options.alpha)
-    choosing, truth = measure(experiment, sweeper, contexts, options.alpha)
+    choosing, truth = measure(retrainer, contexts, options.alpha)
 
     least = np.sort(np.abs(choosing.effect), axis=0)[-LARGE]
     large = np.abs(choosing.effect) >= least

@@ -14,6 +14,7 @@ from datamodels.inference import (
     effects,
     prepare_effects,
 )
+from datamodels.joint import JointDatamodel, JointDiagnostics, fit_joint
 from datamodels.knockoffs import knockoffs
 from datamodels.marginal import Estimate, Marginal, influence, marginal
 from datamodels.metrics import Calibration, calibration, ceiling, lds, noise_variance, r2
@@ -35,6 +36,8 @@ __all__ = [
     "Estimate",
     "FitDiagnostics",
     "FixedSize",
+    "JointDatamodel",
+    "JointDiagnostics",
     "LearningCurve",
     "Listed",
     "Marginal",
@@ -49,6 +52,7 @@ __all__ = [
     "ceiling",
     "effects",
     "fit",
+    "fit_joint",
     "how_many_more",
     "influence",
     "knockoffs",

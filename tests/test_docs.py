@@ -156,6 +156,8 @@ def example(folder, *words):
 
 def test_examples_run(workplace):
     assert "certified" in example(workplace, "examples/own_bank.py")
+    said = example(workplace, "examples/joint.py")
+    assert "joint   : held-out R2 0.9" in said
     run("accomplice run configs/smoke.toml", workplace)
     assert "20 of 200 examples flagged" in example(
         workplace, "examples/read_a_run.py", "runs/smoke"
