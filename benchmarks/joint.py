@@ -28,7 +28,7 @@ import datamodels
 from influence.jax_setup import set_up_jax
 
 CLUSTERS = ["--groups.by", "cluster", "--groups.count", "100", "--sweep.seed", "1"]
-MEMBERS, TESTS = 3000, 600
+TESTS = 600
 TARGETS = 10
 CHOSE = 10
 """Targets that the method was chosen on, with members of seed 0; they are not judged."""

@@ -1,6 +1,5 @@
 """Additive datamodels: output = intercept + one weight a kept group (Ilyas et al. 2022)."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -17,12 +16,12 @@ from datamodels.folds import Fold, Folds, divide
 from datamodels.inputs import (
     as_masks,
     as_outputs,
+    finite_rows,
     mask_numbers,
     masks_of,
     require_choice,
     require_finite,
     require_rows,
-    usable_rows,
 )
 from datamodels.moments import Moments, deviation
 from datamodels.solver import Path, largest_lam, solve, target_blocks
@@ -111,19 +110,8 @@ def fit(
         ValueError: shapes that do not match, masks that are not zeros and ones, too few rows.
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
-    usable = usable_rows(masks, outputs)
-    missing = ~np.isfinite(outputs).any(0)
-    if missing.any() and len(outputs):
-        raise ValueError(
-            f"target {int(np.argmax(missing))} has no finite output in any of the {len(outputs)} "
-            f"rows; leave it out"
-        )
+    usable = finite_rows(masks, outputs)
     if not usable.all():
-        warnings.warn(
-            f"{int((~usable).sum())} of {len(usable)} rows hold outputs that are not finite, and "
-            f"are left out",
-            stacklevel=2,
-        )
         masks, outputs = masks[usable], outputs[usable]
         replicate_of = None if replicate_of is None else np.asarray(replicate_of)[usable]
     prepared = prepare(masks, folds=folds, replicate_of=replicate_of)

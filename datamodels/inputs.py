@@ -1,5 +1,6 @@
 """What is taken as masks and outputs, and what is refused."""
 
+import warnings
 from typing import get_args
 
 import numpy as np
@@ -145,6 +146,30 @@ def usable_rows(
             f"masks (m, g) and outputs (m, t) must share m, got {masks.shape} and {outputs.shape}"
         )
     return np.asarray(np.isfinite(outputs).all(1))
+
+
+def finite_rows(
+    masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "n t"]
+) -> Bool[np.ndarray, " m"]:
+    """The rows that a fit takes; a warning, for who called the fit, tells of others.
+
+    Raises:
+        ValueError: masks and outputs of different length, or a target without any finite output.
+    """
+    usable = usable_rows(masks, outputs)
+    missing = ~np.isfinite(outputs).any(0)
+    if missing.any() and len(outputs):
+        raise ValueError(
+            f"target {int(np.argmax(missing))} has no finite output in any of the {len(outputs)} "
+            f"rows; leave it out"
+        )
+    if not usable.all():
+        warnings.warn(
+            f"{int((~usable).sum())} of {len(usable)} rows hold outputs that are not finite, and "
+            f"are left out",
+            stacklevel=3,
+        )
+    return usable
 
 
 def require_finite(masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "n t"]) -> None:

@@ -1,7 +1,6 @@
 """Joint datamodels: how groups act together, of any order."""
 
 import itertools
-import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from scipy.stats import norm
 
 from datamodels.covariance import Covariance, Inputs, between
 from datamodels.evidence import Known, learn, posterior, unseen_errors
-from datamodels.inputs import as_masks, as_outputs, masks_of, require_rows, usable_rows
+from datamodels.inputs import as_masks, as_outputs, finite_rows, masks_of, require_rows
 
 PARTS = 3
 """Parts of the covariance that act jointly, each with relevances of its own."""
@@ -114,13 +113,7 @@ def fit_joint(
         ValueError: as `fit`; a noise variance that is below 0, or not one a target.
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
-    usable = usable_rows(masks, outputs)
-    if not usable.all():
-        warnings.warn(
-            f"{int((~usable).sum())} of {len(usable)} rows hold outputs that are not finite, and "
-            f"are left out",
-            stacklevel=2,
-        )
+    usable = finite_rows(masks, outputs)
     bank = _distinct(masks[usable], outputs[usable])
     require_rows(len(bank.masks))
     known = _known_noise(bank, noise_variance)

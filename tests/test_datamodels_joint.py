@@ -22,7 +22,9 @@ def some_signs(rng, rows, groups):
 
 
 def some_covariance(rng, groups, pairs=3, parts=2):
-    numbers = lambda *shape: jnp.asarray(rng.uniform(0.01, 0.3, shape), jnp.float32)  # noqa: E731
+    def numbers(*shape):
+        return jnp.asarray(rng.uniform(0.01, 0.3, shape), jnp.float32)
+
     return Covariance(
         numbers(groups), numbers(pairs), numbers(parts, groups), numbers(parts), numbers()
     )
