@@ -52,12 +52,26 @@ def alike(
     return 1 / jnp.sqrt(1 + 2 * jnp.maximum(apart, 0))
 
 
-def between(covariance: Covariance, left: Inputs, right: Inputs) -> Float[Array, "m k"]:
-    """Covariance of the outputs of two sets of masks, without the noise of seeds."""
+def joint_kernels(
+    covariance: Covariance, left: Inputs, right: Inputs
+) -> tuple[Float[Array, "m k"], ...]:
+    """Of the parts that act jointly, each of amplitude 1."""
+    return tuple(alike(each, left.signs, right.signs) for each in covariance.relevance)
+
+
+def total(
+    covariance: Covariance,
+    left: Inputs,
+    right: Inputs,
+    kernels: tuple[Float[Array, "m k"], ...],
+) -> Float[Array, "m k"]:
+    """Covariance of the outputs of two sets of masks, from its parts that act jointly."""
     mains = (left.signs * covariance.main[None]) @ right.signs.T
     pairs = (left.pairs * covariance.pair[None]) @ right.pairs.T
-    joint = sum(
-        covariance.amplitude[part] * alike(covariance.relevance[part], left.signs, right.signs)
-        for part in range(len(covariance.amplitude))
-    )
+    joint = sum(covariance.amplitude[part] * kernel for part, kernel in enumerate(kernels))
     return CONSTANT + mains + pairs + joint
+
+
+def between(covariance: Covariance, left: Inputs, right: Inputs) -> Float[Array, "m k"]:
+    """Covariance of the outputs of two sets of masks, without the noise of seeds."""
+    return total(covariance, left, right, joint_kernels(covariance, left, right))

@@ -203,7 +203,7 @@ def _fit_target(bank: _Bank, outputs: Float[np.ndarray, " d"], noise: float | No
     """Fit one target, of variance 1."""
     signs, known_noise = _signs(bank.masks), noise is not None
     known = Known(
-        _inputs(signs, np.zeros((MOST_PAIRS, 2), int)),
+        Inputs(signs, signs[:, :0]),
         jnp.asarray(outputs, jnp.float32),
         jnp.asarray(1 / bank.members, jnp.float32),
     )
@@ -211,8 +211,8 @@ def _fit_target(bank: _Bank, outputs: Float[np.ndarray, " d"], noise: float | No
     found = learn(
         best.start, known, steps=best.steps, own_mains=best.own_mains, known_noise=known_noise
     )
-    left_out = np.asarray(posterior(found, known).left_out)
-    pairs, count = _outstanding_pairs(np.asarray(signs), left_out)
+    said = posterior(found, known)
+    pairs, count = _outstanding_pairs(np.asarray(signs), np.asarray(said.left_out))
     if count:
         known = known._replace(inputs=_inputs(signs, pairs))
         pair = jnp.where(jnp.arange(MOST_PAIRS) < count, 1 / signs.shape[1], 0)
@@ -223,9 +223,9 @@ def _fit_target(bank: _Bank, outputs: Float[np.ndarray, " d"], noise: float | No
             own_mains=best.own_mains,
             known_noise=known_noise,
         )
-    said = posterior(found, known)
+        said = posterior(found, known)
     return _TargetFit(
-        jax.tree.map(np.asarray, found),
+        jax.tree.map(np.asarray, _padded(found)),
         pairs,
         np.asarray(said.coefficients),
         1 - float(jnp.square(said.left_out).mean()) / max(float(outputs.var()), 1e-30),
@@ -233,30 +233,36 @@ def _fit_target(bank: _Bank, outputs: Float[np.ndarray, " d"], noise: float | No
     )
 
 
+def _padded(covariance: Covariance) -> Covariance:
+    """With all the parts and pairs that a target may have, those it lacks of variance 0."""
+    parts, pairs = len(covariance.amplitude), len(covariance.pair)
+    return covariance._replace(
+        pair=jnp.pad(covariance.pair, (0, MOST_PAIRS - pairs)),
+        relevance=jnp.pad(covariance.relevance, ((0, PARTS - parts), (0, 0))),
+        amplitude=jnp.pad(covariance.amplitude, (0, PARTS - parts)),
+    )
+
+
 def _best_trial(known: Known, noise: float, known_noise: bool) -> _Trial:
-    """Learn from each half of the masks, and judge by the other one.
+    """Learn from half of the masks, and judge by the others.
 
     Where groups only add up, the trials without parts that act jointly win.
     """
     order = np.random.default_rng(BEGIN).permutation(len(known.outputs))
-    first, second = (_rows(known, rows) for rows in np.array_split(order, 2))
+    own, other = (_rows(known, rows) for rows in np.array_split(order, 2))
     trials = []
     for own_mains, joint in itertools.product((False, True), (False, True)):
         start = _begin(known.inputs.signs.shape[1], noise, joint)
-        both = [
-            unseen_errors(
-                start,
-                own,
-                other,
-                steps=MOST_STEPS + 1,
-                own_mains=own_mains,
-                known_noise=known_noise,
-            )
-            for own, other in ((first, second), (second, first))
-        ]
-        errors = np.mean(both, axis=0)
+        errors = unseen_errors(
+            start,
+            own,
+            other,
+            steps=MOST_STEPS + 1,
+            own_mains=own_mains,
+            known_noise=known_noise,
+        )
         steps = int(np.argmin(errors))
-        trials.append(_Trial(float(errors[steps]), steps, own_mains, start))
+        trials.append(_Trial(errors[steps], steps, own_mains, start))
     return min(trials, key=lambda trial: trial.error)
 
 
@@ -265,12 +271,13 @@ def _rows(known: Known, rows: Int[np.ndarray, " r"]) -> Known:
 
 
 def _begin(groups: int, noise: float, joint: bool) -> Covariance:
-    spread = np.random.default_rng(BEGIN).uniform(0.2, 1.8, (PARTS, groups))
+    parts = PARTS if joint else 0
+    spread = np.random.default_rng(BEGIN).uniform(0.2, 1.8, (parts, groups))
     return Covariance(
         main=jnp.full(groups, 0.3 / groups),
-        pair=jnp.zeros(MOST_PAIRS),
+        pair=jnp.zeros(0),
         relevance=jnp.asarray(1.5 / groups * spread, jnp.float32),
-        amplitude=jnp.full(PARTS, 1 / PARTS if joint else 0.0),
+        amplitude=jnp.full(parts, 1 / PARTS),
         noise=jnp.float32(noise),
     )
 
