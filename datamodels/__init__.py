@@ -27,6 +27,7 @@ from datamodels.planning import (
 )
 from datamodels.pooling import whitening
 from datamodels.stability import stability
+from datamodels.terms import Term
 
 __all__ = [
     "AdditiveDatamodel",
@@ -45,6 +46,7 @@ __all__ = [
     "Prepared",
     "PreparedEffects",
     "Separation",
+    "Term",
     "TwoLevel",
     "average_marginal_effects",
     "banzhaf",

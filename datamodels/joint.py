@@ -1,36 +1,38 @@
 """Joint datamodels: how groups act together, of any order."""
 
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
-from scipy.stats import norm
+from jaxtyping import Bool, Float, Int
+from scipy.stats import false_discovery_control
 
-from datamodels.covariance import Covariance, Inputs, between
-from datamodels.evidence import Known, learn, posterior, unseen_errors
+from datamodels import terms as joint_terms
+from datamodels.closed_form import Contexts, joint_effects
+from datamodels.crossfit import Estimate, Half, cross_fit, fitted, pooled
 from datamodels.inputs import as_masks, as_outputs, finite_rows, masks_of, require_rows
+from datamodels.process import (
+    Bank,
+    Process,
+    Settings,
+    choose_settings,
+    distinct,
+    fit_process,
+    predict,
+)
+from datamodels.scores import Alpha, Sampling, sampling
+from datamodels.terms import Term
 
-PARTS = 3
-"""Parts of the covariance that act jointly, each with relevances of its own."""
-MOST_STEPS = 20
-"""Steps that may learn the relevances."""
-PAIR_STEPS = 6
-"""Steps more once pairs that stand out have been found."""
-MOST_PAIRS = 64
-"""Of one target."""
-CHANCE = 0.05
-"""How many pairs of a target are expected to stand out by chance."""
 FEWEST_RETRAINS = 30
 """Degrees of freedom of retrains of one mask from which they alone decide the noise."""
-FIRST_NOISE = 0.2
-"""Share of the variance that is taken as noise to begin with, where nothing is known of it."""
-BEGIN = 31_415_927
-"""Seed of the relevances that the steps begin from, as parts must differ to become different, and
-of the halves that judge one another."""
+INTERVAL = 1.959964
+"""Standard errors to either side of a 95 % interval."""
+SHAPLEY_NODES = 16
+"""Of the mean over all probabilities to be kept."""
+
+Index = Literal["fourier", "moebius", "banzhaf", "shapley"]
 
 
 @jax.tree_util.register_dataclass
@@ -47,23 +49,32 @@ class JointDiagnostics:
     """Targets whose output never varies."""
 
 
+class Rows(NamedTuple):
+    """What a datamodel was fitted to, row by row."""
+
+    masks: Bool[np.ndarray, "m g"]
+    outputs: Float[np.ndarray, "m t"]
+    alpha: Alpha
+    replicate_of: Int[np.ndarray, " m"] | None
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class JointDatamodel:
-    """Predicts the outputs of any mask, by all orders of how groups act together."""
+    """Predicts the outputs of any mask, and says which groups act together, in any order."""
 
-    masks: Bool[np.ndarray, "m g"]
+    masks: Bool[np.ndarray, "d g"]
     """Distinct, of the fit."""
-    covariance: Covariance
-    """Of each target, stacked; for outputs divided by `scale`."""
-    pairs: Int[np.ndarray, "t p 2"]
-    """The groups of each pair."""
-    coefficients: Float[np.ndarray, "t m"]
+    process: Process
+    """Of each target, stacked; for outputs less `mean`, over `scale`."""
     mean: Float[np.ndarray, " t"]
     scale: Float[np.ndarray, " t"]
     """Standard deviation of each target's outputs."""
     noise_variance: Float[np.ndarray, " t"]
     """Over seeds at a fixed mask, as known or as estimated; in squared output units."""
+    settings: tuple[Settings, ...]
+    """How each target's covariance was learned."""
+    rows: Rows
     diagnostics: JointDiagnostics
 
     def predict(self, masks: Bool[np.ndarray, "k g"]) -> Float[np.ndarray, "k t"]:
@@ -72,29 +83,176 @@ class JointDatamodel:
         Raises:
             ValueError: masks that are not zeros and ones, or of other groups.
         """
-        left, right = _signs(masks_of(self.masks.shape[1], masks)), _signs(self.masks)
-        found = [
-            _predicted(*each, left, right)
-            for each in zip(_unstacked(self.covariance), self.pairs, self.coefficients, strict=True)
-        ]
+        unseen = masks_of(self.masks.shape[1], masks)
+        found = [predict(self._process(target), self.masks, unseen) for target in self._targets()]
         return self.mean + self.scale * np.stack(found, axis=1)
 
+    def terms(self, target: int | None = None, *, q: float = 0.1) -> list[Term]:
+        """The sets of groups that act jointly, those that are found most surely first.
 
-class _Bank(NamedTuple):
-    """Distinct masks with the mean outputs of their members."""
+        Each half of the masks proposes sets, and the other half tests them and estimates their
+        joint effect (`datamodels.crossfit`), so that nothing was chosen by what it is tested on.
+        A set is one term when one step ("any one is enough", "all are needed", "some are") is
+        what its joint action is like: its subsets are then none.
 
-    masks: Bool[np.ndarray, "d g"]
-    outputs: Float[np.ndarray, "d t"]
-    members: Int[np.ndarray, " d"]
-    within: Float[np.ndarray, " t"]
-    """Squared deviations of members from their mask's mean, added up."""
+        Args:
+            target: of this one; None: of all targets, with one false discovery rate over them.
+            q: false discovery rate (Benjamini & Hochberg 1995) of what is returned; 1 for all
+                that was tested.
+
+        Raises:
+            ValueError: a target that is not there; masks that contradict alpha or independence.
+        """
+        targets = self._targets() if target is None else [self._checked(target)]
+        drawn = self._sampling()
+        assessed = {
+            each: joint_terms.assess(self._halves(each, drawn))
+            for each in targets
+            if not self.diagnostics.constant[each]
+        }
+        every = [one for found in assessed.values() for one in found]
+        if not every:
+            return []
+        q_values = false_discovery_control([one.p_value for one in every])
+        q_value_of = {id(one): float(value) for one, value in zip(every, q_values, strict=True)}
+        listed = [
+            self._term(each, one, q_value_of[id(one)], drawn)
+            for each, found in assessed.items()
+            for one in joint_terms.without_overlaps(
+                [one for one in found if q_value_of[id(one)] <= q]
+            )
+        ]
+        return sorted(listed, key=lambda term: (term.p_value, term.target, term.groups))
+
+    def effects(self, target: int, sets: Sequence[Sequence[int]]) -> Estimate:
+        """The joint effects of sets that were named beforehand, with standard errors.
+
+        The alternating sum of the output over the 2^k cells of a set kept or dropped, all other
+        groups averaged as the masks were drawn; of an empty set the mean output. Unbiased at any
+        order. Choosing sets by the same outputs makes the largest too large: `terms` does not.
+
+        Args:
+            target: which.
+            sets: the groups of each.
+
+        Raises:
+            ValueError: as `terms`; groups that are not there, or twice in a set.
+        """
+        own = self._sets(sets)
+        halves = self._halves(self._checked(target), self._sampling())
+        parts = [half.estimate(own, np.eye(len(own))) for half in halves]
+        return pooled(parts, [len(half.masks) for half in halves])
+
+    def index(
+        self, target: int, sets: Sequence[Sequence[int]], index: Index
+    ) -> Float[np.ndarray, " s"]:
+        """Interaction indices of the datamodel's prediction, in closed form, in output units.
+
+        All are joint effects, and differ in what other groups are averaged over:
+
+        - `moebius`: all others dropped, so that sums over subsets give the prediction of a set;
+        - `banzhaf`: each kept with probability 1/2 (Grabisch & Roubens 1999);
+        - `shapley`: each kept with one probability that is uniform over 0 to 1, which gives the
+          Shapley interaction index (Grabisch & Roubens 1999; for one group the Shapley value, by
+          Owen's 1972 multilinear extension);
+        - `fourier`: the coefficient of the product of the set's signs (+1 kept, -1 dropped) under
+          the uniform distribution of masks, banzhaf / 2^k.
+
+        Args:
+            target: which.
+            sets: the groups of each.
+            index: which.
+
+        Raises:
+            ValueError: a target or groups that are not there, or another index.
+        """
+        own = self._sets(sets)
+        nodes, weights = np.polynomial.legendre.leggauss(SHAPLEY_NODES)
+        averaged = {
+            "fourier": ([0.5], [1.0]),
+            "moebius": ([0.0], [1.0]),
+            "banzhaf": ([0.5], [1.0]),
+            "shapley": ((nodes + 1) / 2, weights / 2),
+        }
+        if index not in averaged:
+            raise ValueError(f"index = {index!r} must be one of {', '.join(averaged)}")
+        kept, share = (np.asarray(each) for each in averaged[index])
+        contexts = Contexts(np.tile(kept[:, None], (1, self.masks.shape[1])), share)
+        posterior = fitted(self._process(self._checked(target)), self.masks)
+        found = self.scale[target] * joint_effects(posterior, own, contexts)
+        found += self.mean[target] * (own < 0).all(1)
+        return found / 2.0 ** (own >= 0).sum(1) if index == "fourier" else found
+
+    def _targets(self) -> list[int]:
+        return list(range(len(self.mean)))
+
+    def _checked(self, target: int) -> int:
+        if not 0 <= target < len(self.mean):
+            raise ValueError(
+                f"target {target} is not there; the datamodel has {len(self.mean)}, from 0"
+            )
+        return target
+
+    def _process(self, target: int) -> Process:
+        return jax.tree.map(lambda part: part[target], self.process)
+
+    def _sampling(self) -> Sampling:
+        return sampling(
+            self.rows.masks,
+            self.rows.alpha,
+            fixed_size=False,
+            replicate_of=self.rows.replicate_of,
+        )
+
+    def _halves(self, target: int, drawn: Sampling) -> tuple[Half, Half]:
+        outputs = self.rows.outputs[:, target].astype(np.float64)
+        return cross_fit(drawn, outputs, self.settings[target])
+
+    def _sets(self, sets: Sequence[Sequence[int]]) -> Int[np.ndarray, "s k"]:
+        groups = self.masks.shape[1]
+        padded = np.full((len(sets), max([1, *map(len, sets)])), -1)
+        for row, each in enumerate(sets):
+            if len(set(each)) < len(each) or not all(0 <= group < groups for group in each):
+                raise ValueError(
+                    f"set {tuple(each)} must hold different groups, from 0 to {groups - 1}"
+                )
+            padded[row, : len(each)] = each
+        return padded
+
+    def _term(
+        self, target: int, assessed: joint_terms.Assessed, q_value: float, drawn: Sampling
+    ) -> Term:
+        kept, count = np.unique(drawn.alpha, axis=0, return_counts=True)
+        wide = np.broadcast_to(kept, (len(kept), self.masks.shape[1]))
+        posterior = fitted(self._process(target), self.masks)
+        described = joint_terms.describe(
+            posterior, assessed.groups, Contexts(wide, count / count.sum())
+        )
+        response = self.mean[target] + self.scale[target] * np.array(described.response)
+        joint, error = assessed.joint.value[0], assessed.joint.standard_error[0]
+        return Term(
+            target=target,
+            groups=assessed.groups,
+            kind=described.kind,
+            least=described.least,
+            joint_effect=float(joint),
+            low=float(joint - INTERVAL * error),
+            high=float(joint + INTERVAL * error),
+            group_effect=float(response[-1] - response[0]),
+            response=tuple(response.tolist()),
+            p_value=assessed.p_value,
+            q_value=q_value,
+            halves=assessed.halves,
+        )
 
 
 def fit_joint(
     masks: Bool[np.ndarray, "m g"],
     outputs: Float[np.ndarray, "m t"],
     *,
+    alpha: Alpha = None,
     noise_variance: Float[np.ndarray, " t"] | None = None,
+    replicate_of: Int[np.ndarray, " m"] | None = None,
 ) -> JointDatamodel:
     """Joint datamodels: each target with its own covariance (`datamodels.covariance`).
 
@@ -105,64 +263,70 @@ def fit_joint(
     Args:
         masks: True = kept. Rows are members. Retrains of one mask count as one, of less noise.
         outputs: of the same members.
+        alpha: as `effects` has it: the probability that a group is kept. Predictions do not need
+            it; `terms` and `effects` of the datamodel do, and estimate it if it is None.
         noise_variance: of each target over seeds at a fixed mask, in squared output units
             (`metrics.noise_variance`). None: from retrains of one mask, where there are enough
             of them, else estimated with the covariance.
+        replicate_of: rows with the same number are one draw, as `effects` has it.
 
     Raises:
-        ValueError: as `fit`; a noise variance that is below 0, or not one a target.
+        ValueError: as `fit`; a noise variance that is below 0, or not one a target; an alpha that
+            the masks contradict.
     """
     masks, outputs = as_masks(masks), as_outputs(outputs)
     usable = finite_rows(masks, outputs)
-    bank = _distinct(masks[usable], outputs[usable])
+    rows = _usable_rows(masks, outputs, alpha, replicate_of, usable)
+    if alpha is not None:
+        sampling(rows.masks, rows.alpha, fixed_size=False, replicate_of=rows.replicate_of)
+    bank = distinct(rows.masks, rows.outputs)
     require_rows(len(bank.masks))
     known = _known_noise(bank, noise_variance)
-    constant = (outputs[usable] == outputs[usable][:1]).all(0)
+    constant = (rows.outputs == rows.outputs[:1]).all(0)
     mean = bank.outputs.mean(0)
     scale = np.where(constant, 1, bank.outputs.std(0))
-    fits = [
-        _fit_target(
-            bank,
-            (bank.outputs[:, target] - mean[target]) / scale[target],
-            None if known is None else known[target] / scale[target] ** 2,
-        )
-        for target in range(outputs.shape[1])
-    ]
-    covariance = jax.tree.map(lambda *parts: np.stack(parts), *(fit.covariance for fit in fits))
+    settings, found = [], []
+    for target in range(outputs.shape[1]):
+        scaled = (bank.outputs[:, target] - mean[target]) / scale[target]
+        noise = None if known is None else float(known[target] / scale[target] ** 2)
+        settings.append(choose_settings(bank, scaled, noise))
+        found.append(fit_process(bank, scaled, settings[-1]))
+    process = jax.tree.map(lambda *parts: np.stack(parts), *found)
+    left = np.square(process.left_out).mean(1)
     diagnostics = JointDiagnostics(
-        left_out_r2=np.where(constant, np.nan, [fit.left_out_r2 for fit in fits]),
-        own_mains=np.array([fit.own_mains for fit in fits]),
+        left_out_r2=np.where(constant, np.nan, 1 - left),
+        own_mains=np.array([each.own_mains for each in settings]),
         constant=constant,
     )
     return JointDatamodel(
         masks=bank.masks,
-        covariance=covariance,
-        pairs=np.stack([fit.pairs for fit in fits]),
-        coefficients=np.stack([fit.coefficients for fit in fits]),
+        process=process,
         mean=mean.astype(np.float32),
         scale=scale.astype(np.float32),
-        noise_variance=covariance.noise * scale**2 if known is None else known,
+        noise_variance=process.covariance.noise * scale**2 if known is None else known,
+        settings=tuple(settings),
+        rows=rows,
         diagnostics=diagnostics,
     )
 
 
-def _distinct(masks: Bool[np.ndarray, "m g"], outputs: Float[np.ndarray, "m t"]) -> _Bank:
-    _, first, number, members = np.unique(
-        np.packbits(masks, axis=1),
-        axis=0,
-        return_index=True,
-        return_inverse=True,
-        return_counts=True,
-    )
-    total = np.zeros((len(first), outputs.shape[1]))
-    np.add.at(total, number.ravel(), outputs)
-    mean = total / members[:, None]
-    within = np.square(outputs - mean[number.ravel()]).sum(0)
-    return _Bank(masks[first], mean, members, within)
+def _usable_rows(
+    masks: Bool[np.ndarray, "m g"],
+    outputs: Float[np.ndarray, "m t"],
+    alpha: Alpha,
+    replicate_of: Int[np.ndarray, " m"] | None,
+    usable: Bool[np.ndarray, " m"],
+) -> Rows:
+    """Rows that the fit takes, with what belongs to them."""
+    own = alpha
+    if alpha is not None and np.shape(alpha)[:1] == (len(masks),):
+        own = np.asarray(alpha)[usable]
+    number = None if replicate_of is None else np.asarray(replicate_of)[usable]
+    return Rows(masks[usable], outputs[usable], own, number)
 
 
 def _known_noise(
-    bank: _Bank, given: Float[np.ndarray, " t"] | None
+    bank: Bank, given: Float[np.ndarray, " t"] | None
 ) -> Float[np.ndarray, " t"] | None:
     """The variance over seeds of each target; None: to be estimated.
 
@@ -180,153 +344,3 @@ def _known_noise(
         return given
     freedom = int((bank.members - 1).sum())
     return bank.within / freedom if freedom >= FEWEST_RETRAINS else None
-
-
-class _TargetFit(NamedTuple):
-    covariance: Covariance
-    pairs: Int[np.ndarray, "p 2"]
-    coefficients: Float[np.ndarray, " m"]
-    left_out_r2: float
-    own_mains: bool
-
-
-class _Trial(NamedTuple):
-    """A way to learn a covariance, and how well it predicts masks that it was not learned from."""
-
-    error: float
-    steps: int
-    own_mains: bool
-    start: Covariance
-
-
-def _fit_target(bank: _Bank, outputs: Float[np.ndarray, " d"], noise: float | None) -> _TargetFit:
-    """Fit one target, of variance 1."""
-    signs, known_noise = _signs(bank.masks), noise is not None
-    known = Known(
-        Inputs(signs, signs[:, :0]),
-        jnp.asarray(outputs, jnp.float32),
-        jnp.asarray(1 / bank.members, jnp.float32),
-    )
-    best = _best_trial(known, FIRST_NOISE if noise is None else noise, known_noise)
-    found = learn(
-        best.start, known, steps=best.steps, own_mains=best.own_mains, known_noise=known_noise
-    )
-    said = posterior(found, known)
-    pairs, count = _outstanding_pairs(np.asarray(signs), np.asarray(said.left_out))
-    if count:
-        known = known._replace(inputs=_inputs(signs, pairs))
-        pair = jnp.where(jnp.arange(MOST_PAIRS) < count, 1 / signs.shape[1], 0)
-        found = learn(
-            found._replace(pair=pair),
-            known,
-            steps=PAIR_STEPS,
-            own_mains=best.own_mains,
-            known_noise=known_noise,
-        )
-        said = posterior(found, known)
-    return _TargetFit(
-        jax.tree.map(np.asarray, _padded(found)),
-        pairs,
-        np.asarray(said.coefficients),
-        1 - float(jnp.square(said.left_out).mean()) / max(float(outputs.var()), 1e-30),
-        best.own_mains,
-    )
-
-
-def _padded(covariance: Covariance) -> Covariance:
-    """With all the parts and pairs that a target may have, those it lacks of variance 0."""
-    parts, pairs = len(covariance.amplitude), len(covariance.pair)
-    return covariance._replace(
-        pair=jnp.pad(covariance.pair, (0, MOST_PAIRS - pairs)),
-        relevance=jnp.pad(covariance.relevance, ((0, PARTS - parts), (0, 0))),
-        amplitude=jnp.pad(covariance.amplitude, (0, PARTS - parts)),
-    )
-
-
-def _best_trial(known: Known, noise: float, known_noise: bool) -> _Trial:
-    """Learn from half of the masks, and judge by the others.
-
-    Where groups only add up, the trials without parts that act jointly win.
-    """
-    order = np.random.default_rng(BEGIN).permutation(len(known.outputs))
-    own, other = (_rows(known, rows) for rows in np.array_split(order, 2))
-    trials = []
-    for own_mains, joint in itertools.product((False, True), (False, True)):
-        start = _begin(known.inputs.signs.shape[1], noise, joint)
-        errors = unseen_errors(
-            start,
-            own,
-            other,
-            steps=MOST_STEPS + 1,
-            own_mains=own_mains,
-            known_noise=known_noise,
-        )
-        steps = int(np.argmin(errors))
-        trials.append(_Trial(errors[steps], steps, own_mains, start))
-    return min(trials, key=lambda trial: trial.error)
-
-
-def _rows(known: Known, rows: Int[np.ndarray, " r"]) -> Known:
-    return jax.tree.map(lambda part: part[rows], known)
-
-
-def _begin(groups: int, noise: float, joint: bool) -> Covariance:
-    parts = PARTS if joint else 0
-    spread = np.random.default_rng(BEGIN).uniform(0.2, 1.8, (parts, groups))
-    return Covariance(
-        main=jnp.full(groups, 0.3 / groups),
-        pair=jnp.zeros(0),
-        relevance=jnp.asarray(1.5 / groups * spread, jnp.float32),
-        amplitude=jnp.full(parts, 1 / PARTS),
-        noise=jnp.float32(noise),
-    )
-
-
-def _outstanding_pairs(
-    signs: Float[np.ndarray, "m g"], left: Float[np.ndarray, " m"]
-) -> tuple[Int[np.ndarray, "p 2"], int]:
-    """Pairs whose product goes with what is left of the output, and how many they are.
-
-    One matrix product screens all pairs; no pair is stored but those.
-    """
-    groups = signs.shape[1]
-    score = np.triu((signs.T * left) @ signs, 1) / max(float(np.sqrt(left @ left)), 1e-30)
-    threshold = norm.isf(CHANCE / 2 / max(groups * (groups - 1) / 2, 1))
-    first, second = np.nonzero(np.abs(score) > threshold)
-    order = np.argsort(-np.abs(score[first, second]))[:MOST_PAIRS]
-    pairs = np.zeros((MOST_PAIRS, 2), int)
-    pairs[: len(order)] = np.stack([first, second], axis=1)[order]
-    return pairs, len(order)
-
-
-def _signs(masks: Bool[np.ndarray, "m g"]) -> Float[Array, "m g"]:
-    return jnp.asarray(2 * masks.astype(np.float32) - 1)
-
-
-def _inputs(signs: Float[Array, "m g"], pairs: Int[np.ndarray, "p 2"]) -> Inputs:
-    return Inputs(signs, signs[:, pairs[:, 0]] * signs[:, pairs[:, 1]])
-
-
-def _unstacked(covariance: Covariance) -> list[Covariance]:
-    """Of each target."""
-    return [
-        Covariance(*parts) for parts in zip(*(np.asarray(part) for part in covariance), strict=True)
-    ]
-
-
-@jax.jit
-def _predict(
-    covariance: Covariance, left: Inputs, right: Inputs, coefficients: Float[Array, " m"]
-) -> Float[Array, " k"]:
-    return between(covariance, left, right) @ coefficients
-
-
-def _predicted(
-    covariance: Covariance,
-    pairs: Int[np.ndarray, "p 2"],
-    coefficients: Float[np.ndarray, " m"],
-    left: Float[Array, "k g"],
-    right: Float[Array, "m g"],
-) -> Float[np.ndarray, " k"]:
-    inputs = _inputs(left, pairs), _inputs(right, pairs)
-    return np.asarray(_predict(jax.tree.map(jnp.asarray, covariance), *inputs, coefficients))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from datamodels import fit, fit_joint, r2
 from datamodels.covariance import CONSTANT, Covariance, Inputs, alike, between
 from datamodels.evidence import Known, learn, posterior, unseen_errors
-from datamodels.joint import _outstanding_pairs
+from datamodels.process import _outstanding_pairs
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -256,7 +256,7 @@ def test_nothing_is_found_in_shuffled_outputs():
     shuffled = np.random.default_rng(9).permutation(outputs)
     model = fit_joint(masks, shuffled)
     assert model.predict(unseen).var() < 0.05 * shuffled.var()
-    assert (model.covariance.pair == 0).all()
+    assert (model.process.covariance.pair == 0).all()
 
 
 def test_retrains_of_a_mask_count_as_one_and_tell_the_noise():

@@ -1,0 +1,128 @@
+"""Sets of groups that a fitted posterior says act jointly: what is worth an estimate of its own.
+
+All pairs are screened by one matrix product a kernel. From a pair that stands out, a set grows by
+the group that adds most, for as long as one step ("any one is enough", "all are needed", "some
+are") is what nearly all of its joint action is like; such a set is one candidate, and not its
+subsets. Sets of three whose pairs do nothing are searched among the groups that matter most.
+"""
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from datamodels.closed_form import Contexts, Fitted, joint_effects, pair_effects
+from datamodels.shapes import ShapeFit, fit_shapes, subsets
+
+LARGEST_SET = 16
+"""Groups of a candidate."""
+MOST_PAIRS = 100
+"""From which sets grow."""
+NEIGHBOURS = 4
+"""Groups that each set may grow by, those with the strongest pairs."""
+COHERENT = 0.8
+"""Share of the joint action of three groups or more that one step must be like."""
+MATTER_MOST = 16
+"""Groups of which all triples are looked at."""
+EXPECTED_Z = 2.0
+"""How many standard errors a candidate's joint action should be."""
+
+
+class Candidate(NamedTuple):
+    """A set that is expected to stand out, and the step that it is most like."""
+
+    groups: tuple[int, ...]
+    least: int
+    """How many of the groups the step takes."""
+
+
+def find_candidates(fitted: Fitted, contexts: Contexts, error: float) -> list[Candidate]:
+    """The sets that are expected to stand out.
+
+    Args:
+        fitted: of one target.
+        contexts: of the rows on which the candidates are to be estimated.
+        error: standard deviation that an estimate from those rows has of the joint action's root
+            mean square: of what the posterior leaves of an output, over the root of their number.
+    """
+    reach = EXPECTED_Z * error
+    pairs = pair_effects(fitted, contexts)
+    strength = np.abs(pairs) * np.sqrt(_weight(contexts, 2))
+    seeds = _strongest_pairs(strength, reach) + _pure_triples(fitted, contexts, strength, reach)
+    found: list[Candidate] = []
+    for seed in seeds:
+        if not any(set(seed) < set(larger.groups) for larger in found):
+            found.append(_grown(fitted, contexts, seed, strength, reach))
+    return [each for each in dict.fromkeys(found) if not _is_part_of_another(each, found)]
+
+
+def _is_part_of_another(candidate: Candidate, found: list[Candidate]) -> bool:
+    return any(set(candidate.groups) < set(other.groups) for other in found)
+
+
+def _grown(
+    fitted: Fitted,
+    contexts: Contexts,
+    seed: tuple[int, ...],
+    strength: Float[np.ndarray, "g g"],
+    reach: float,
+) -> Candidate:
+    """The largest set that the seed grows to."""
+    groups, least = seed, int(_fits(fitted, contexts, np.array([seed])).least[0])
+    while len(groups) < LARGEST_SET:
+        sets = np.array(_larger(groups, strength)).reshape(-1, len(groups) + 1)
+        fits = _fits(fitted, contexts, sets)
+        good = np.flatnonzero((fits.share >= COHERENT) & (fits.variance > reach**2))
+        if not len(good):
+            break
+        best = good[fits.variance[good].argmax()]
+        groups, least = tuple(sets[best].tolist()), int(fits.least[best])
+    return Candidate(groups, least)
+
+
+def _strongest_pairs(strength: Float[np.ndarray, "g g"], reach: float) -> list[tuple[int, ...]]:
+    first, second = np.nonzero(np.triu(strength, 1) > reach)
+    order = np.argsort(-strength[first, second])[:MOST_PAIRS]
+    return list(zip(first[order].tolist(), second[order].tolist(), strict=True))
+
+
+def _pure_triples(
+    fitted: Fitted, contexts: Contexts, strength: Float[np.ndarray, "g g"], reach: float
+) -> list[tuple[int, ...]]:
+    """Of groups that are relevant to some part, those whose pairs do not stand out."""
+    relevance = np.asarray(fitted.covariance.relevance).max(0)
+    most = np.sort(np.argsort(-relevance)[:MATTER_MOST])
+    triples = np.array(list(combinations(most, 3))).reshape(-1, 3)
+    effects = np.abs(joint_effects(fitted, triples, contexts))
+    first, second, third = triples.T
+    silent = np.maximum.reduce(
+        [strength[first, second], strength[first, third], strength[second, third]]
+    )
+    found = triples[(effects * np.sqrt(_weight(contexts, 3)) > reach) & (silent < reach)]
+    return [tuple(each) for each in found.tolist()]
+
+
+def _weight(contexts: Contexts, size: int) -> float:
+    """The variance that a joint effect of 1 on so many groups gives to the output."""
+    kept = contexts.kept.mean(1)
+    return float(contexts.share @ (kept * (1 - kept)) ** size)
+
+
+def _larger(groups: tuple[int, ...], strength: Float[np.ndarray, "g g"]) -> list[list[int]]:
+    """With one group more, of those with the strongest pairs."""
+    shared = np.square(strength[list(groups)]).sum(0)
+    shared[list(groups)] = -1
+    nearest = np.argsort(-shared)[:NEIGHBOURS]
+    return [sorted([*groups, int(other)]) for other in nearest if shared[other] > 0]
+
+
+def _fits(fitted: Fitted, contexts: Contexts, sets: Int[np.ndarray, "n k"]) -> ShapeFit:
+    parts = subsets(sets)
+    effects = joint_effects(fitted, parts.reshape(-1, parts.shape[2]), contexts)
+    return fit_shapes(
+        effects.reshape(parts.shape[:2]),
+        sets.shape[1],
+        contexts.kept.mean(1),
+        contexts.share,
+    )
