@@ -107,7 +107,7 @@ def _test(half: Half, candidate: Candidate) -> tuple[Estimate, float]:
     with_group = held.T * weight
     with_group /= (with_group @ step)[:, None]
     if size <= MOST_ORDER:
-        whole = held.all(1).astype(np.float64)
+        whole = np.asarray(held.all(1), np.float64)
     else:
         whole = weight * (_beyond_sum(size, candidate.least) / float(np.dot(weight, step)))
     estimate = half.estimate(
