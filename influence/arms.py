@@ -22,6 +22,8 @@ from training.sweep import SweepConfig, Task, param_bytes
 
 VERIFICATION_STREAM = 2
 """Which root key the verification draws from; no arm of `alpha_arms` has it."""
+JOINT_STREAM = 2**20
+"""Which the verification of terms draws from."""
 
 
 class AlphaArms(NamedTuple):
@@ -101,6 +103,14 @@ def mask_columns(experiment: Experiment) -> Int[np.ndarray, " n"]:
 def masks_groups(experiment: Experiment) -> bool:
     """Whether a mask's columns are groups, and not examples: two levels draw every example."""
     return not experiment.groups.is_single and experiment.config.sweep.design != "two_level"
+
+
+def group_name(experiment: Experiment, column: int) -> str:
+    """What a column of the masks is: an example by its id, or a group by its name."""
+    if not masks_groups(experiment):
+        return f"example {experiment.train.ids[column]}"
+    size = int((experiment.groups.of == column).sum())
+    return f"{experiment.groups.names[column]} ({size} examples)"
 
 
 def _design(sweep: SweepConfig, alpha: float, groups: Groups, replicates: int) -> Drawn:

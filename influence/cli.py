@@ -36,7 +36,8 @@ Find the training examples that spoil a model, and prove it by retraining.
 on a run directory RUN, each stage alone:
   fit RUN                          datamodels from the bank
   audit RUN                        scores, ranks and flags of the training examples
-  verify RUN                       retrain without what was flagged
+  verify RUN [--joint]             retrain without what was flagged; --joint: retrain the groups
+                                   that act together, kept and dropped in all ways
   report RUN                       write report.html
 and its bank:
   status RUN [--json]              what is done, missing and damaged, how fast it goes
@@ -52,6 +53,7 @@ STAGES = ("fit", "audit", "verify", "report")
 COMMANDS = ("run", "sweep", *STAGES, "status", "export", "merge")
 DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
+JOINT = "--joint"
 ENGINES = ("local", "ray")
 INTERRUPTED = (130, 143)
 """Exit codes of SIGINT and SIGTERM."""
@@ -214,9 +216,12 @@ def _config_path(path: Path) -> tuple[Path, Path]:
 
 
 def _stage(command: str, rest: list[str]) -> int:
+    more = f" [{JOINT}]" if command == "verify" else ""
     if {"-h", "--help"} & set(rest):
-        print(f"usage: accomplice {command} RUN\n\nSee accomplice --help.")
+        print(f"usage: accomplice {command} RUN{more}\n\nSee accomplice --help.")
         return 0
+    of_terms = command == "verify" and JOINT in rest
+    rest = [word for word in rest if not (of_terms and word == JOINT)]
     if len(rest) != 1:
         raise UserError(f"accomplice {command} takes one run directory, got {len(rest)} words")
     pipeline = _start()
@@ -226,6 +231,8 @@ def _stage(command: str, rest: list[str]) -> int:
             pipeline.fit_stage(run, experiment, bank)
         case "audit":
             pipeline.audit_stage(run, experiment, bank)
+        case "verify" if of_terms:
+            pipeline.verify_joint_stage(run, experiment)
         case "verify":
             pipeline.verify_stage(run, experiment)
         case "report":

@@ -37,6 +37,9 @@ class FitConfig:
     """Of the cross-validation over the other masks that chooses the penalty of each target."""
     choice: Literal["best", "one_se"] = "best"
     """The penalty with the least error, or the largest within one standard error of it."""
+    joint_targets: int = 20
+    """Targets with a joint datamodel, which says which groups act together: the incident's, then
+    the clean ones that the additive datamodel explains least. 0: none."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class AuditConfig:
     """Retrains of each removal and control."""
     seed: int = 0
     """Decides the random control removals and their training keys."""
+    joint_terms: int = 20
+    """Terms that `accomplice verify RUN --joint` retrains: the surest."""
+    joint_contexts: int = 64
+    """Masks of the other groups in which it retrains every cell of a term."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,10 @@ def check(config: Config) -> None:
         f"from 3 to the {draws} masks that are drawn and not held out",
     )
     require(0 < audit.budget < 1, "audit.budget", "above 0 and below 1")
+    require(fit.joint_targets >= 0, "fit.joint_targets", "at least 0")
     require(audit.seeds >= 2, "audit.seeds", "at least 2")
+    require(audit.joint_terms >= 1, "audit.joint_terms", "at least 1")
+    require(audit.joint_contexts >= 2, "audit.joint_contexts", "at least 2")
     require(config.ray.retries >= -1, "ray.retries", "at least -1")
     for name in ("cpus", "gpus", "tpus"):
         require(0 <= getattr(config.ray, name) < math.inf, f"ray.{name}", "at least 0 and finite")

@@ -4,10 +4,11 @@ Every stage can also be called alone on a run directory: it reads what earlier s
 """
 
 from pathlib import Path
+from typing import Any
 
 from datamodels.checks import separation
 from datamodels.design import from_description
-from influence import attribution, detection, quality, verification
+from influence import attribution, detection, joint, joint_verification, quality, verification
 from influence.arms import (
     arm_specs,
     clusters_of,
@@ -17,6 +18,7 @@ from influence.arms import (
     read_arms,
 )
 from influence.artifacts import (
+    StoredDatamodel,
     load_datamodel,
     read_scores,
     save_datamodel,
@@ -30,9 +32,10 @@ from influence.engines import Engine, LocalEngine, find_work
 from influence.experiment import Experiment, prepare
 from influence.layout import with_layout
 from influence.progress import say
-from influence.regression import divide
+from influence.regression import Regression, divide
 from influence.report import write_report
 from influence.run import Run, open_run, write_run
+from influence.terms_file import read_terms, rows_of, save_terms
 from training.bank import Bank, require_space
 from training.errors import UserError
 from training.shards import WHOLE, Shard
@@ -161,9 +164,27 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         | {
             "effects": quality.effects_summary(model.found),
             "members_needed": quality.members_needed(regression, targets, model.quality),
+            "joint": _fit_joint(run, experiment, regression, model),
             "seeds": config.sweep.seeds,
         }
     )
+
+
+def _fit_joint(
+    run: Run, experiment: Experiment, regression: Regression, model: StoredDatamodel
+) -> dict[str, Any]:
+    """Fit joint datamodels of some targets and write their terms; returns what there is to say."""
+    config, targets = experiment.config, experiment.targets
+    groups = regression.fitted.masks.shape[1]
+    against = joint.reason_against(config.sweep.design, groups, config.fit.joint_targets)
+    if against is not None:
+        run.terms.unlink(missing_ok=True)
+        return {"reason_against": against}
+    chosen = joint.choose_targets(targets, model.quality, config.fit.joint_targets)
+    say(f"Fitting joint datamodels of {len(chosen)} targets")
+    found = joint.fit(regression, chosen, model.quality)
+    save_terms(run, rows_of(found.terms, [targets.ids[target] for target in chosen.tolist()]))
+    return found.summary
 
 
 def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
@@ -210,6 +231,28 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     run.replace_audit(**metrics)
     for caveat in caveats(run.read_audit()):
         say(f"Warning: {caveat}")
+
+
+def verify_joint_stage(run: Run, experiment: Experiment) -> None:
+    """Retrain the cells of the surest terms, and write what they show beside what was found."""
+    run.require(run.datamodel, "fit")
+    rows = joint_verification.in_order(read_terms(run))
+    chosen = rows[: experiment.config.audit.joint_terms]
+    if not chosen:
+        raise UserError(
+            f"there are no terms to verify; see fit.joint in {run.audit} for what was fitted"
+        )
+    planned = joint_verification.planned(run, experiment, chosen)
+    bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
+    arms = {"Verify joint effects": (bank.arm(joint_verification.ARM), planned.design)}
+    task = joint_verification.task(experiment, chosen)
+    LOCAL.make(experiment, bank, task, find_work(arms), run.progress)
+    measured = joint_verification.measure(run, experiment, chosen)
+    save_terms(run, [*measured, *rows[len(chosen) :]])
+    for row in measured:
+        say(joint_verification.line(experiment, row))
+    confirmed = sum(row.status == "confirmed" for row in measured)
+    say(f"{confirmed} of {len(measured)} joint effects are confirmed by retraining")
 
 
 def report_stage(run: Run, experiment: Experiment) -> None:

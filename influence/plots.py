@@ -81,6 +81,36 @@ def _predicted_measured(
     axes.set_ylabel("measured change")
 
 
+def joint_effects(predicted: Float[np.ndarray, "k 3"], measured: Float[np.ndarray, "k 3"]) -> str:
+    """Joint effects as the bank shows them against those of retrains, with their intervals.
+
+    Args:
+        predicted: effect, low and high of each term.
+        measured: the same.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure((4.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        ends = np.array(
+            [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
+        )
+        axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--")
+        reach = [np.abs(part[:, 1:] - part[:, :1]).T for part in (predicted, measured)]
+        axes.errorbar(
+            predicted[:, 0],
+            measured[:, 0],
+            xerr=reach[0],
+            yerr=reach[1],
+            fmt="o",
+            markersize=4,
+            linewidth=1,
+            color=BLUE,
+        )
+        axes.set_xlabel("joint effect, from the bank")
+        axes.set_ylabel("joint effect, retrained")
+        return _svg(figure)
+
+
 def inspection(
     curves: dict[str, tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]], budget: float
 ) -> str:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from PIL import Image
 
 from datamodels.estimates import Effects
 from influence import plots
-from influence.arms import masks_groups
+from influence.arms import group_name, masks_groups
 from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
 from influence.counterfactual import Change
 from influence.experiment import Experiment
 from influence.quality import FALSE_DISCOVERIES, Quality
 from influence.run import Run
+from influence.terms_file import TermRow, read_terms
 from training.files import write_atomically, writing
 
 SHOWN_EXAMPLES = 100
@@ -28,6 +30,8 @@ SHOWN_TARGETS = 10
 """Targets whose largest effects are shown."""
 SHOWN_EFFECTS = 5
 """Of each of them."""
+SHOWN_TERMS = 30
+"""Sets of groups that act together; all are in terms.parquet."""
 
 
 def write_report(
@@ -64,6 +68,7 @@ def write_report(
     clean = experiment.targets.clean
     page = environment.get_template("report.html.j2").render(
         config=experiment.config,
+        run_path=str(run.path),
         config_text=run.config.read_text(encoding="utf-8"),
         manifest_text=_short_manifest(run),
         metrics=metrics,
@@ -77,6 +82,8 @@ def write_report(
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
         quality_plot=_quality_plot(model.quality, clean, metrics),
         effects=_largest_effects(experiment, model),
+        terms=_shown_terms(experiment, read_terms(run)),
+        joint_plot=_joint_plot(read_terms(run)),
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
     )
@@ -111,7 +118,7 @@ def _largest_effects(experiment: Experiment, model: StoredDatamodel) -> list[dic
                 "found": int((q_values[:, target] <= FALSE_DISCOVERIES).sum()),
                 "effects": [
                     {
-                        "group": _group_name(experiment, group),
+                        "group": group_name(experiment, group),
                         "effect": [float(v[group, target]) for v in (found.estimate, low, high)],
                         "q": float(q_values[group, target]),
                     }
@@ -122,12 +129,28 @@ def _largest_effects(experiment: Experiment, model: StoredDatamodel) -> list[dic
     return rows
 
 
-def _group_name(experiment: Experiment, column: int) -> str:
-    """What a column of the masks is: an example by its id, or a group by its name."""
-    if not masks_groups(experiment):
-        return f"example {experiment.train.ids[column]}"
-    size = int((experiment.groups.of == column).sum())
-    return f"{experiment.groups.names[column]} ({size} examples)"
+def _shown_terms(experiment: Experiment, rows: Sequence[TermRow]) -> list[dict[str, Any]]:
+    """The surest terms, their groups by name."""
+    return [
+        {
+            "row": row,
+            "groups": [group_name(experiment, group) for group in row.groups],
+            "joint": [row.joint_effect, row.low, row.high],
+            "verified": [row.verified_effect, row.verified_low, row.verified_high],
+        }
+        for row in rows[:SHOWN_TERMS]
+    ]
+
+
+def _joint_plot(rows: Sequence[TermRow]) -> str | None:
+    """None where nothing was verified."""
+    verified = [row for row in rows if row.status != "found"]
+    if not verified:
+        return None
+    return plots.joint_effects(
+        np.array([[row.joint_effect, row.low, row.high] for row in verified]),
+        np.array([[row.verified_effect, row.verified_low, row.verified_high] for row in verified]),
+    )
 
 
 def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class Run:
         self.weights = path / "datamodel" / "weights.npy"
         self.effects = path / "datamodel" / "effects.npy"
         self.effect_errors = path / "datamodel" / "effect_errors.npy"
+        self.terms = path / "terms.parquet"
         self.scores = path / "scores.parquet"
         self.audit = path / "audit.json"
         self.report = path / "report.html"

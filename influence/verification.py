@@ -1,8 +1,5 @@
 """Verification of a run: the retrains without what was flagged, and what they show."""
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 import datamodels
-from datamodels.design import Listed, from_description
+from datamodels.design import from_description
 from influence import counterfactual
 from influence.arms import (
     VERIFICATION_STREAM,
@@ -21,19 +18,16 @@ from influence.arms import (
     unit_size,
 )
 from influence.artifacts import load_datamodel, read_scores
-from influence.banks import bank_location, new_manifest
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
 from influence.members import target_blocks
+from influence.retrains import Planned, beside
 from influence.run import Run
-from training.arm import Arm, ArmSpec
-from training.bank import Bank, Panel
-from training.data import examples_hash
+from training.arm import ArmSpec
 from training.errors import UserError
 from training.examples import Examples, concatenate
 from training.outputs import both, lead
 from training.seeds import root_key
-from training.store import Store
 from training.sweep import Task
 
 ARM = "verification"
@@ -85,29 +79,12 @@ def _contexts(experiment: Experiment) -> dict[str, Bool[np.ndarray, "s n"]]:
     return found
 
 
-class Planned(NamedTuple):
-    """The retrains that check the current flags."""
-
-    bank: Bank
-    """Of one arm; other flags or inputs make another bank."""
-    design: Listed
-
-    @property
-    def arm(self) -> Arm:
-        """Its only arm."""
-        return self.bank.arm(ARM)
-
-
 def planned(run: Run, experiment: Experiment) -> Planned:
-    """The bank that the retrains go to, and their masks. Nothing is written."""
+    """The retrains that check the current flags, and the bank that they go to."""
     config = experiment.config
     flagged = read_scores(run)["flagged"]
     design = counterfactual.plan(flagged, _contexts(experiment), config.audit.seed)
     inputs = task(experiment).targets
-    content = examples_hash(inputs)
-    digest = hashlib.sha256(
-        json.dumps([design.describe() | {"inputs": content}, config.audit.seed]).encode()
-    )
     spec = ArmSpec(
         name=ARM,
         members=len(design.listed),
@@ -118,11 +95,7 @@ def planned(run: Run, experiment: Experiment) -> Planned:
         design=design.describe(),
     )
     ids = tuple(f"{number}:{kind}" for number in range(len(inputs)) for kind in ("output", "lead"))
-    manifest = new_manifest(experiment, {ARM: spec})
-    panels = (Panel(len(ids), content),)
-    manifest = dataclasses.replace(manifest, target_ids=ids, panels=panels)
-    place = Store(bank_location(config, run.path)) / "verification" / digest.hexdigest()[:16]
-    return Planned(Bank.find(place.location) or Bank(place, manifest), design)
+    return beside(run, experiment, spec, design, inputs, ids)
 
 
 def measure(run: Run, experiment: Experiment) -> Verification:

@@ -1,0 +1,160 @@
+"""Verification of terms: a set's cells of kept and dropped groups, retrained in many contexts."""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from datamodels.design import Listed, from_description
+from datamodels.shapes import MOST_ORDER
+from influence.arms import JOINT_STREAM, alpha_arms, arm_specs, group_name, main_task
+from influence.counterfactual import interval
+from influence.experiment import Experiment
+from influence.retrains import Planned, beside
+from influence.run import Run
+from influence.terms_file import TermRow
+from training.errors import UserError
+from training.seeds import root_key
+from training.sweep import Task
+
+ARM = "joint"
+NAMED = 4
+"""Groups of a set that are named in a line."""
+
+
+class Cells(NamedTuple):
+    """What is retrained of a set of k groups."""
+
+    kept: Bool[np.ndarray, "c k"]
+    weight: Float[np.ndarray, " c"]
+    """Of each cell's output in the joint effect."""
+
+
+def cells(order: int) -> Cells:
+    """All 2^k cells; of a large set all kept, all dropped, and each alone.
+
+    The joint effect is the alternating sum; of a large set, how much more all of them do together
+    than each alone, added up, which for two groups is the same.
+    """
+    if order <= MOST_ORDER:
+        kept = np.array(list(product([False, True], repeat=order)))
+        return Cells(kept, (-1.0) ** (order - kept.sum(1)))
+    kept = np.concatenate([np.zeros((1, order)), np.ones((1, order)), np.eye(order)]).astype(bool)
+    return Cells(kept, np.concatenate([[order - 1.0, 1.0], np.full(order, -1.0)]))
+
+
+def in_order(rows: Sequence[TermRow]) -> list[TermRow]:
+    """The terms, those first that are to be verified first.
+
+    The surest of every set of groups, then those of sets that act on further targets.
+    """
+    seen: dict[tuple[int, ...], int] = {}
+    places = []
+    for row in rows:
+        places.append(seen.setdefault(row.groups, 0))
+        seen[row.groups] += 1
+    return [rows[at] for at in np.argsort(places, kind="stable")]
+
+
+def _contexts(experiment: Experiment) -> Bool[np.ndarray, "s g"]:
+    """Masks of the groups as the main arms draw them, on draws of their own, in turn by alpha."""
+    audit, arms = experiment.config.audit, alpha_arms(experiment.config.sweep)
+    specs, root = arm_specs(experiment), root_key(experiment.config.audit.seed, JOINT_STREAM)
+    contexts = np.arange(audit.joint_contexts)
+    found = []
+    for arm in arms:
+        spec = specs[arm.main]
+        # Of complementary masks the first ones, so that contexts are independent.
+        members = 2 * contexts if spec.design["kind"] == "pairs" else contexts
+        found.append(from_description(spec.design).masks(root, members, spec.groups))
+    return np.stack(found)[contexts % len(arms), contexts]
+
+
+def task(experiment: Experiment, rows: Sequence[TermRow]) -> Task:
+    """What every member does: it reports the output of the terms' targets."""
+    ids = _target_ids(rows)
+    position = {id: number for number, id in enumerate(experiment.targets.ids)}
+    inputs = experiment.targets.examples.take(np.array([position[id] for id in ids]))
+    return main_task(experiment)._replace(targets=inputs, panels=(len(inputs),))
+
+
+def _target_ids(rows: Sequence[TermRow]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row.target for row in rows))
+
+
+def planned(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> Planned:
+    """The retrains of these terms, and the bank that they go to. Nothing is written."""
+    contexts, config = _contexts(experiment), experiment.config
+    masks, numbers = [], []
+    for row in rows:
+        for cell in cells(row.order).kept:
+            own = contexts.copy()
+            own[:, list(row.groups)] = cell[None]
+            masks.append(own)
+            # One training key a context, so that its cells differ in their masks alone.
+            numbers.append(np.arange(len(contexts)))
+    design = Listed(np.concatenate(masks), np.concatenate(numbers))
+    main = arm_specs(experiment)[alpha_arms(config.sweep)[0].main]
+    spec = dataclasses.replace(
+        main,
+        name=ARM,
+        members=len(design.listed),
+        seed=config.audit.seed,
+        stream=JOINT_STREAM,
+        design=design.describe(),
+        common_seed=False,
+    )
+    return beside(run, experiment, spec, design, task(experiment, rows).targets, _target_ids(rows))
+
+
+def measure(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[TermRow]:
+    """The terms with what their retrains show.
+
+    Raises:
+        UserError: fewer than two contexts of a term are finite.
+    """
+    ids = _target_ids(rows)
+    read = planned(run, experiment, rows).arm.read()
+    outputs = np.where(read.usable[:, None], read.outputs, np.nan)
+    found, begin = [], 0
+    for row in rows:
+        part = cells(row.order)
+        size = len(part.weight) * experiment.config.audit.joint_contexts
+        own = outputs[begin : begin + size, ids.index(row.target)]
+        begin += size
+        effect, low, high = interval(part.weight @ own.reshape(len(part.weight), -1))
+        if not np.isfinite(low):
+            raise UserError(
+                f"fewer than two contexts of the groups {row.groups} have only finite members; "
+                f"raise audit.joint_contexts, or lower optim.learning_rate and sweep into "
+                f"another --out"
+            )
+        found.append(
+            dataclasses.replace(
+                row,
+                verified_effect=effect,
+                verified_low=low,
+                verified_high=high,
+                status="confirmed" if is_confirmed(row.joint_effect, low, high) else "failed",
+            )
+        )
+    return found
+
+
+def line(experiment: Experiment, row: TermRow) -> str:
+    """A term, predicted and measured, as one line."""
+    names = [group_name(experiment, group) for group in row.groups[:NAMED]]
+    others = f" and {row.order - NAMED} more" if row.order > NAMED else ""
+    return (
+        f"{row.target}: {row.kind} of {', '.join(names)}{others}: "
+        f"predicted {row.joint_effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}], measured {row.verified_effect:+.2f} "
+        f"[{row.verified_low:+.2f}, {row.verified_high:+.2f}], {row.status}"
+    )
+
+
+def is_confirmed(predicted: float, low: float, high: float) -> bool:
+    """Whether the measured interval excludes zero, on the side that was predicted."""
+    return low > 0 if predicted > 0 else high < 0

@@ -1,0 +1,116 @@
+"""terms.parquet: the sets of groups that act together, a row a term."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodels.terms import Term
+from influence.run import Run
+from training.errors import UserError, reason
+from training.files import writing
+
+Status = Literal["found", "confirmed", "failed"]
+
+
+@dataclass(frozen=True)
+class TermRow:
+    """A term of a run; effects in output units, positive where keeping groups raises the output."""
+
+    target: str
+    groups: tuple[int, ...]
+    """Columns of the masks."""
+    order: int
+    kind: str
+    least: int
+    joint_effect: float
+    low: float
+    high: float
+    group_effect: float
+    response: tuple[float, ...]
+    q_value: float
+    verified_effect: float | None = None
+    """The joint effect as retraining measured it; None: not measured."""
+    verified_low: float | None = None
+    verified_high: float | None = None
+    status: Status = "found"
+    """found in the bank; then confirmed, or failed, by retraining."""
+
+
+def rows_of(terms: Sequence[Term], ids: Sequence[str]) -> list[TermRow]:
+    """The terms of a fit.
+
+    Args:
+        terms: of its targets.
+        ids: of those targets.
+    """
+    return [
+        TermRow(
+            target=ids[term.target],
+            groups=term.groups,
+            order=term.order,
+            kind=term.kind,
+            least=term.least,
+            joint_effect=term.joint_effect,
+            low=term.low,
+            high=term.high,
+            group_effect=term.group_effect,
+            response=term.response,
+            q_value=term.q_value,
+        )
+        for term in terms
+    ]
+
+
+SCHEMA = pa.schema(
+    [
+        ("target", pa.string()),
+        ("groups", pa.list_(pa.int32())),
+        ("order", pa.int32()),
+        ("kind", pa.string()),
+        ("least", pa.int32()),
+        ("joint_effect", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("group_effect", pa.float64()),
+        ("response", pa.list_(pa.float64())),
+        ("q_value", pa.float64()),
+        ("verified_effect", pa.float64()),
+        ("verified_low", pa.float64()),
+        ("verified_high", pa.float64()),
+        ("status", pa.string()),
+    ]
+)
+
+
+def save_terms(run: Run, rows: Sequence[TermRow]) -> None:
+    """Write terms.parquet, in the place of an older one."""
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], SCHEMA)
+    temporary = run.terms.with_suffix(".partial")
+    with writing(run.terms):
+        pq.write_table(table, temporary)
+        temporary.replace(run.terms)
+
+
+def read_terms(run: Run) -> list[TermRow]:
+    """The terms of a run, the surest first; none where no joint datamodel was fitted.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not run.terms.exists():
+        return []
+    try:
+        return [_row(columns) for columns in pq.read_table(run.terms, schema=SCHEMA).to_pylist()]
+    except (OSError, TypeError, pa.ArrowException) as error:
+        raise UserError(
+            f"{run.terms} is damaged ({reason(error)}); run again: accomplice fit {run.path}"
+        ) from error
+
+
+def _row(columns: dict[str, Any]) -> TermRow:
+    groups, response = (tuple(columns.pop(name)) for name in ("groups", "response"))
+    return TermRow(groups=groups, response=response, **columns)
