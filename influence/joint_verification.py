@@ -148,10 +148,11 @@ def line(experiment: Experiment, row: TermRow) -> str:
     """A term, predicted and measured, as one line."""
     names = [group_name(experiment, group) for group in row.groups[:NAMED]]
     others = f" and {row.order - NAMED} more" if row.order > NAMED else ""
+    found = f"{row.joint_effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+    measured = f"{row.verified_effect:+.2f} [{row.verified_low:+.2f}, {row.verified_high:+.2f}]"
     return (
-        f"{row.target}: {row.kind} of {', '.join(names)}{others}: "
-        f"predicted {row.joint_effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}], measured {row.verified_effect:+.2f} "
-        f"[{row.verified_low:+.2f}, {row.verified_high:+.2f}], {row.status}"
+        f"{row.target}: {row.kind} of {', '.join(names)}{others}: predicted {found}, measured "
+        f"{measured}, {row.status}"
     )
 
 
