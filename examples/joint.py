@@ -1,4 +1,4 @@
-"""Joint datamodels of any (masks, outputs) arrays: what an additive one cannot see.
+"""Joint datamodels of any (masks, outputs) arrays: which groups act together, and how.
 
 Here the outputs are made up so that the answer is known: any one of three groups is enough (copies
 of one another), and two groups are of use only together.
@@ -28,3 +28,11 @@ for what, output in zip(
     strict=True,
 ):
     print(f"{what:17s}: output {output:.2f}")
+
+print("what acts together:")
+for term in joint.terms(target=0):
+    print(
+        f"  {term.kind} of {term.groups}: joint effect {term.joint_effect:+.2f} "
+        f"[{term.low:+.2f}, {term.high:+.2f}], q {term.q_value:.0e}, "
+        f"all kept less all dropped {term.group_effect:+.2f}"
+    )

@@ -238,10 +238,12 @@ def verify_joint_stage(run: Run, experiment: Experiment) -> None:
     run.require(run.datamodel, "fit")
     rows = joint_verification.in_order(read_terms(run))
     chosen = rows[: experiment.config.audit.joint_terms]
+    against = run.read_audit()["fit"].get("joint", {}).get("reason_against")
+    if against:
+        raise UserError(f"there are no joint effects to verify: {against}")
     if not chosen:
-        raise UserError(
-            f"there are no terms to verify; see fit.joint in {run.audit} for what was fitted"
-        )
+        say("No groups were found to act together, so there is nothing to verify")
+        return
     planned = joint_verification.planned(run, experiment, chosen)
     bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
     arms = {"Verify joint effects": (bank.arm(joint_verification.ARM), planned.design)}

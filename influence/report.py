@@ -32,6 +32,8 @@ SHOWN_EFFECTS = 5
 """Of each of them."""
 SHOWN_TERMS = 30
 """Sets of groups that act together; all are in terms.parquet."""
+SHOWN_GROUPS = 2
+"""Of each of them, unless it is opened."""
 
 
 def write_report(
@@ -68,7 +70,6 @@ def write_report(
     clean = experiment.targets.clean
     page = environment.get_template("report.html.j2").render(
         config=experiment.config,
-        run_path=str(run.path),
         config_text=run.config.read_text(encoding="utf-8"),
         manifest_text=_short_manifest(run),
         metrics=metrics,
@@ -82,6 +83,7 @@ def write_report(
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
         quality_plot=_quality_plot(model.quality, clean, metrics),
         effects=_largest_effects(experiment, model),
+        shown_groups=SHOWN_GROUPS,
         terms=_shown_terms(experiment, read_terms(run)),
         joint_plot=_joint_plot(read_terms(run)),
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
@@ -135,11 +137,22 @@ def _shown_terms(experiment: Experiment, rows: Sequence[TermRow]) -> list[dict[s
         {
             "row": row,
             "groups": [group_name(experiment, group) for group in row.groups],
+            "curve": _curve(row.response),
             "joint": [row.joint_effect, row.low, row.high],
             "verified": [row.verified_effect, row.verified_low, row.verified_high],
         }
         for row in rows[:SHOWN_TERMS]
     ]
+
+
+def _curve(response: Sequence[float]) -> str:
+    """The points of a line in a box of 60 by 24, for an output with none, one, ... all kept."""
+    low, high = min(response), max(response)
+    across, up = 56 / (len(response) - 1), 20 / max(high - low, 1e-30)
+    return " ".join(
+        f"{2 + across * kept:.1f},{22 - up * (output - low):.1f}"
+        for kept, output in enumerate(response)
+    )
 
 
 def _joint_plot(rows: Sequence[TermRow]) -> str | None:

@@ -22,7 +22,8 @@ SMALL = [
     "--data.train-count", "100", "--data.target-count", "20", "--sweep.members", "40",
     "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2", "--optim.steps", "20",
     "--fit.held-out", "10", "--audit.seeds", "2", "--poison.label-flip-fraction", "0.1",
-    "--poison.backdoor-fraction", "0.0", "--sweep.width", "8",
+    "--poison.backdoor-fraction", "0.0", "--sweep.width", "8", "--fit.joint-targets", "1",
+    "--audit.joint-contexts", "3",
 ]  # fmt: skip
 
 
@@ -158,6 +159,8 @@ def test_examples_run(workplace):
     assert "certified" in example(workplace, "examples/own_bank.py")
     said = example(workplace, "examples/joint.py")
     assert "joint   : held-out R2 0.9" in said
+    assert "redundancy of (2, 11, 23): joint effect +" in said
+    assert "synergy of (5, 7): joint effect +" in said
     run("accomplice run configs/smoke.toml", workplace)
     assert "20 of 200 examples flagged" in example(
         workplace, "examples/read_a_run.py", "runs/smoke"

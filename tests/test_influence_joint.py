@@ -145,5 +145,6 @@ def test_a_run_without_terms_says_so(tmp_path, capsys):
     )
     capsys.readouterr()
     assert main(["verify", folder, "--joint"]) == 2
-    assert "there are no terms to verify" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "there are no joint effects to verify: fit.joint_targets = 0" in said
     assert main(["audit", folder, "--joint"]) == 2
