@@ -110,6 +110,15 @@ def planned(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> Planne
     return beside(run, experiment, spec, design, task(experiment, rows).targets, _target_ids(rows))
 
 
+def recalled(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[TermRow]:
+    """The terms in order, with what retrains show that an earlier verification made of them."""
+    ordered = in_order(rows)
+    count = experiment.config.audit.joint_terms
+    if not ordered or planned(run, experiment, ordered[:count]).arm.missing_units():
+        return ordered
+    return [*measure(run, experiment, ordered[:count]), *ordered[count:]]
+
+
 def measure(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[TermRow]:
     """The terms with what their retrains show.
 

@@ -183,7 +183,8 @@ def _fit_joint(
     chosen = joint.choose_targets(targets, model.quality, config.fit.joint_targets)
     say(f"Fitting joint datamodels of {len(chosen)} targets")
     found = joint.fit(regression, chosen, model.quality)
-    save_terms(run, rows_of(found.terms, [targets.ids[target] for target in chosen.tolist()]))
+    rows = rows_of(found.terms, [targets.ids[target] for target in chosen.tolist()])
+    save_terms(run, joint_verification.recalled(run, experiment, rows))
     return found.summary
 
 
@@ -236,7 +237,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
 def verify_joint_stage(run: Run, experiment: Experiment) -> None:
     """Retrain the cells of the surest terms, and write what they show beside what was found."""
     run.require(run.datamodel, "fit")
-    rows = joint_verification.in_order(read_terms(run))
+    rows = read_terms(run)
     chosen = rows[: experiment.config.audit.joint_terms]
     against = run.read_audit()["fit"].get("joint", {}).get("reason_against")
     if against:

@@ -96,7 +96,7 @@ def save_terms(run: Run, rows: Sequence[TermRow]) -> None:
 
 
 def read_terms(run: Run) -> list[TermRow]:
-    """The terms of a run, the surest first; none where no joint datamodel was fitted.
+    """The terms of a run, in the order of verification; none where no joint datamodel was fitted.
 
     Raises:
         UserError: the file is damaged.

@@ -77,6 +77,9 @@ def test_terms_are_written_verified_and_shown(run, capsys):
     # What was retrained is not retrained again, and is compared with what is claimed of it.
     assert main(["verify", str(run.path), "--joint"]) == 0
     assert "Retraining" not in capsys.readouterr().out
+    measured = read_terms(run)
+    assert main(["fit", str(run.path)]) == 0
+    assert read_terms(run) == measured
     _, experiment, _ = load_experiment(run.path)
     wrong = [dataclasses.replace(each, joint_effect=-each.joint_effect) for each in verified]
     assert measure(run, experiment, wrong)[0].status == "failed"
