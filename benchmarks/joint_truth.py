@@ -89,9 +89,9 @@ def main() -> None:
     }
     print(
         f"{groups} clusters, all {len(masks):,} masks with {seeds} seeds, {members} members "
-        f"fitted, {targets} targets: 95 % intervals cover {result['coverage']:.1%} of all {len(sets):,} "
-        f"joint effects, {result['coverage_of_the_50_largest']:.1%} of the 50 largest of a target; "
-        f"R2 of the prediction on every mask {result['r2_on_every_mask']:.3f}"
+        f"fitted, {targets} targets: 95 % intervals cover {result['coverage']:.1%} of all "
+        f"{len(sets):,} joint effects, {result['coverage_of_the_50_largest']:.1%} of the 50 "
+        f"largest of a target; R2 of the prediction on every mask {result['r2_on_every_mask']:.3f}"
     )
     if options.json:
         print(json.dumps(result))

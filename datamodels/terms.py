@@ -20,7 +20,7 @@ MOST_CELLS = 64
 """Subsets of one size over which a response is averaged."""
 REVERSES = 0.5
 """An output turns around where its ends differ by less than this share of how far it moves."""
-OPPOSES = 0.25
+OPPOSES = 0.1
 """Groups push against each other where one's effect is at least this share of the opposite one."""
 CELLS = 16_180_339
 """Seed of those subsets."""
