@@ -70,8 +70,8 @@ class Planted(NamedTuple):
 def plant(count: int) -> Planted:
     """Clean digits and so many plants a kind; each plant has a target of its own."""
     rng = np.random.default_rng(0)
-    digits = load_digits()
-    images, labels = (digits.images * 15).astype(np.uint8), digits.target
+    pixels, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    images = (15 * pixels.reshape(-1, 8, 8)).astype(np.uint8)
     order = rng.permutation(len(images))
     clean, spare = order[:CLEAN], iter(order[CLEAN:])
     found = Planted([], [], [], [])
