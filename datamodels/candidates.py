@@ -71,7 +71,7 @@ def _grown(
     """The largest set that the seed grows to."""
     groups, least = seed, int(_fits(fitted, contexts, np.array([seed])).least[0])
     while len(groups) < LARGEST_SET:
-        sets = np.array(_larger(groups, strength)).reshape(-1, len(groups) + 1)
+        sets = np.array(_larger(groups, strength), int).reshape(-1, len(groups) + 1)
         fits = _fits(fitted, contexts, sets)
         good = np.flatnonzero((fits.share >= COHERENT) & (fits.variance > reach**2))
         if not len(good):
@@ -93,7 +93,7 @@ def _pure_triples(
     """Of groups that are relevant to some part, those whose pairs do not stand out."""
     relevance = np.asarray(fitted.covariance.relevance).max(0)
     most = np.sort(np.argsort(-relevance)[:MATTER_MOST])
-    triples = np.array(list(combinations(most, 3))).reshape(-1, 3)
+    triples = np.array(list(combinations(most, 3)), int).reshape(-1, 3)
     effects = np.abs(joint_effects(fitted, triples, contexts))
     first, second, third = triples.T
     silent = np.maximum.reduce(

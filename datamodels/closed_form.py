@@ -4,7 +4,7 @@ The joint effect of a set S of groups is the alternating sum of the output over 
 S kept or dropped, all others averaged: each group kept with its own probability. On a product
 kernel prod_i k_i(z_i, z'_i) that is a product as well: of the difference of k_i between kept and
 dropped for groups in S, and of its mean for all others. A joint part of the covariance is a mean
-of product kernels over x (`datamodels.covariance`), taken here by the trapezoid rule, whose error
+of product kernels over x (`datamodels.covariance`), taken here by the midpoint rule, whose error
 falls exponentially once x = sinh u makes the integrand vanish quickly (Trefethen & Weideman 2014,
 section 14). So every joint effect, of any order and at any probabilities, is a short sum of sums
 over the rows of the fit.

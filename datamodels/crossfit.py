@@ -31,7 +31,8 @@ class Estimate(NamedTuple):
 
     value: Float[np.ndarray, " q"]
     standard_error: Float[np.ndarray, " q"]
-    """Over draws of masks and seeds; NaN where a single draw shows no spread."""
+    """Over draws of masks and seeds; NaN where nothing shows it: a single draw, or a group that
+    never varies, of which the value says what the posterior happens to say."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ class Half:
             sets: the groups of each, then -1.
             weights: of each sum.
         """
-        centred = (self.masks - self.alpha) / (self.alpha * (1 - self.alpha))
+        variance = self.alpha * (1 - self.alpha)
+        # Of a group that is always kept, or never, nothing is known.
+        closed = np.append((variance == 0).all(0), False)
+        unknown = (weights != 0) @ closed[sets].any(1)
+        scale = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)
+        centred = (self.masks - self.alpha) * scale
         wide = np.concatenate([centred, np.ones((len(centred), 1))], axis=1)
         score = (wide[:, sets].prod(2) @ weights.T) * self.residual[:, None]
         _, draw = np.unique(self.draw, return_inverse=True)
@@ -82,7 +88,7 @@ class Half:
             mean
             + self.unit * weights @ joint_effects(self.fitted, sets, self.contexts)
             + (self.mean * weights @ (sets < 0).all(1)),
-            np.sqrt(spread * freedom),
+            np.where(unknown, np.nan, np.sqrt(spread * freedom)),
         )
 
 
@@ -100,13 +106,20 @@ def cross_fit(
     """Split the draws of one target at random, and fit each half.
 
     Raises:
-        ValueError: alphas that differ from row to row, as those of two levels.
+        ValueError: alphas that differ from row to row, as those of two levels; a group that may
+            vary in some rows alone.
     """
     alphas = len(np.unique(sampling.alpha, axis=0))
     if alphas > MOST_ALPHAS:
         raise ValueError(
             f"rows have {alphas} different alphas, and joint effects average other groups over "
             f"each of them; at most {MOST_ALPHAS} can be taken, as of several arms"
+        )
+    never_varies = sampling.alpha * (1 - sampling.alpha) == 0
+    if (never_varies.any(0) & ~never_varies.all(0)).any():
+        raise ValueError(
+            "alpha is 0 or 1 for a group in some rows and not in others; joint effects need every "
+            "group to be open in all rows, so leave such rows out"
         )
     draws = len(sampling.first_row)
     second = np.zeros(draws, bool)
@@ -128,7 +141,7 @@ def _half(
     process = fit_process(bank, (bank.outputs[:, 0] - mean) / unit, settings)
     masks = sampling.masks[own]
     alpha = sampling.alpha if len(sampling.alpha) == 1 else sampling.alpha[own]
-    predicted = mean + unit * predict(process, bank.masks, masks)
+    predicted = mean + unit * predict(process, bank.masks, masks).astype(np.float64)
     return Half(
         fitted=fitted(process, bank.masks),
         unit=unit,

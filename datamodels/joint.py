@@ -101,8 +101,11 @@ class JointDatamodel:
                 that was tested.
 
         Raises:
-            ValueError: a target that is not there; masks that contradict alpha or independence.
+            ValueError: a target that is not there; masks that contradict alpha or independence; a
+                rate that is none.
         """
+        if not 0 < q <= 1:
+            raise ValueError(f"q = {q} must be above 0 and at most 1")
         targets = self._targets() if target is None else [self._checked(target)]
         drawn = self._sampling()
         assessed = {
@@ -283,6 +286,7 @@ def fit_joint(
     require_rows(len(bank.masks))
     known = _known_noise(bank, noise_variance)
     constant = (rows.outputs == rows.outputs[:1]).all(0)
+    constant |= (bank.outputs == bank.outputs[:1]).all(0)
     mean = bank.outputs.mean(0)
     scale = np.where(constant, 1, bank.outputs.std(0))
     settings, found = [], []

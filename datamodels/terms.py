@@ -21,7 +21,8 @@ MOST_CELLS = 64
 REVERSES = 0.5
 """An output turns around where its ends differ by less than this share of how far it moves."""
 OPPOSES = 0.1
-"""Groups push against each other where one's effect is at least this share of the opposite one."""
+"""Groups push against each other where one's effect is more than this share of the opposite one,
+and of how far the output moves."""
 CELLS = 16_180_339
 """Seed of those subsets."""
 
@@ -151,7 +152,8 @@ def describe(fitted: Fitted, groups: tuple[int, ...], contexts: Contexts) -> Des
     effects = joint_effects(fitted, parts, contexts)
     least = _turns_at(effects, len(groups), change, contexts)
     single = effects[1 : len(groups) + 1]
-    if abs(change) < REVERSES * np.ptp(response) or _oppose(single):
+    moves = float(np.ptp(response))
+    if abs(change) < REVERSES * moves or _oppose(single, moves):
         kind: Kind = "conflict"
     elif least == 1:
         kind = "redundancy"
@@ -175,9 +177,9 @@ def _turns_at(
     return int(np.argmax(along * np.sign(change))) + 1
 
 
-def _oppose(single: Float[np.ndarray, " k"]) -> bool:
+def _oppose(single: Float[np.ndarray, " k"], moves: float) -> bool:
     up, down = max(single.max(), 0), max(-single.min(), 0)
-    return bool(min(up, down) > OPPOSES * max(up, down))
+    return bool(min(up, down) > OPPOSES * max(up, down, moves))
 
 
 def _response(

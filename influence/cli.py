@@ -36,8 +36,8 @@ Find the training examples that spoil a model, and prove it by retraining.
 on a run directory RUN, each stage alone:
   fit RUN                          datamodels from the bank
   audit RUN                        scores, ranks and flags of the training examples
-  verify RUN [--joint]             retrain without what was flagged; --joint: retrain the groups
-                                   that act together, kept and dropped in all ways
+  verify RUN [--joint]             retrain without what was flagged; --joint: retrain with groups
+                                   that act together kept, dropped, and each alone
   report RUN                       write report.html
 and its bank:
   status RUN [--json]              what is done, missing and damaged, how fast it goes

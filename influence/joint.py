@@ -12,6 +12,8 @@ from influence.quality import FALSE_DISCOVERIES, Quality
 from influence.regression import Regression
 from training.errors import UserError
 
+MOST_MEMBERS = 10_000
+"""Members beyond which none is fitted, which takes memory of the square of their number."""
 MOST_GROUPS = 512
 """Groups beyond which no joint datamodel is fitted: what few of many examples do together is less
 than the noise of a few thousand retrains."""
@@ -30,12 +32,14 @@ class JointFit(NamedTuple):
     """The `joint` part of the `fit` section of audit.json."""
 
 
-def reason_against(design: str, groups: int, targets: int) -> str | None:
+def reason_against(design: str, members: int, groups: int, targets: int) -> str | None:
     """Why a run has no joint datamodels, of so many targets; None where it has."""
     if not targets:
         return "fit.joint_targets = 0"
     if design not in DESIGNS:
         return f"sweep.design = {design!r} does not keep groups independently"
+    if members > MOST_MEMBERS:
+        return f"{members:,} members are more than {MOST_MEMBERS:,}, which would take much memory"
     if groups > MOST_GROUPS:
         return (
             f"masks have {groups:,} groups, more than {MOST_GROUPS}: joint effects of so many do "
@@ -71,7 +75,7 @@ def fit(regression: Regression, targets: Int[np.ndarray, " t"], quality: Quality
     """Fit and judge joint datamodels, and find their terms.
 
     Raises:
-        UserError: members were lost depending on their masks.
+        UserError: too few masks, too many alphas, or members were lost depending on their masks.
     """
     fitted = regression.fitted
     outputs = _columns(fitted.outputs, targets)
@@ -85,12 +89,8 @@ def fit(regression: Regression, targets: Int[np.ndarray, " t"], quality: Quality
             replicate_of=fitted.draws,
         )
         terms = model.terms(q=FALSE_DISCOVERIES)
-    except ValueError as error:  # the design is ours, so what is left of it is not
-        raise UserError(
-            f"members were lost depending on what they kept, as they are not finite, so nothing "
-            f"can be said of joint effects ({error}); lower optim.learning_rate and sweep into "
-            f"another --out"
-        ) from error
+    except ValueError as error:
+        raise UserError(f"nothing can be said of joint effects: {error}") from error
     by_arm = {}
     for number, (arm, held_out) in enumerate(
         zip(regression.arms, regression.held_out, strict=True)

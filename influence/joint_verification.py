@@ -116,7 +116,10 @@ def recalled(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[
     count = experiment.config.audit.joint_terms
     if not ordered or planned(run, experiment, ordered[:count]).arm.missing_units():
         return ordered
-    return [*measure(run, experiment, ordered[:count]), *ordered[count:]]
+    try:
+        return [*measure(run, experiment, ordered[:count]), *ordered[count:]]
+    except UserError:  # which verifying tells
+        return ordered
 
 
 def measure(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[TermRow]:

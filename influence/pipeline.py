@@ -175,14 +175,19 @@ def _fit_joint(
 ) -> dict[str, Any]:
     """Fit joint datamodels of some targets and write their terms; returns what there is to say."""
     config, targets = experiment.config, experiment.targets
-    groups = regression.fitted.masks.shape[1]
-    against = joint.reason_against(config.sweep.design, groups, config.fit.joint_targets)
+    members, groups = regression.fitted.masks.shape
+    against = joint.reason_against(config.sweep.design, members, groups, config.fit.joint_targets)
     if against is not None:
         run.terms.unlink(missing_ok=True)
         return {"reason_against": against}
     chosen = joint.choose_targets(targets, model.quality, config.fit.joint_targets)
     say(f"Fitting joint datamodels of {len(chosen)} targets")
-    found = joint.fit(regression, chosen, model.quality)
+    try:
+        found = joint.fit(regression, chosen, model.quality)
+    except UserError as error:  # nothing else of the run needs it
+        say(f"Note: {error}")
+        run.terms.unlink(missing_ok=True)
+        return {"reason_against": str(error)}
     rows = rows_of(found.terms, [targets.ids[target] for target in chosen.tolist()])
     save_terms(run, joint_verification.recalled(run, experiment, rows))
     return found.summary
@@ -239,7 +244,10 @@ def verify_joint_stage(run: Run, experiment: Experiment) -> None:
     run.require(run.datamodel, "fit")
     rows = read_terms(run)
     chosen = rows[: experiment.config.audit.joint_terms]
-    against = run.read_audit()["fit"].get("joint", {}).get("reason_against")
+    fitted = run.read_audit()["fit"].get("joint")
+    if fitted is None:
+        raise UserError(f"the fit is of an older version; run first: accomplice fit {run.path}")
+    against = fitted.get("reason_against")
     if against:
         raise UserError(f"there are no joint effects to verify: {against}")
     if not chosen:

@@ -178,6 +178,29 @@ def test_a_set_of_three_without_pairs_is_found(alpha):
     assert found[0].groups == (2, 5, 7)
 
 
+def test_few_groups_and_groups_that_never_vary_are_met():
+    rng = np.random.default_rng(8)
+    masks = rng.random((300, 3)) < 0.5
+    masks[:, 2] = True
+    outputs = 1e6 + 2.0 * masks[:, :2].any(1) + 0.1 * rng.standard_normal(300)
+    for own in (masks[:, :2], masks):
+        model = fit_joint(own, outputs[:, None])
+        (term,) = model.terms(0)
+        assert (term.groups, term.kind) == ((0, 1), "redundancy")
+        assert term.joint_effect == pytest.approx(-2, abs=0.1)
+    found = model.effects(0, [(0, 1), (0, 2)])
+    assert found.value[0] == pytest.approx(-2, abs=0.1)
+    assert np.isfinite(found.standard_error).tolist() == [True, False]
+
+
+def test_products_of_three_are_no_conflict():
+    rng = np.random.default_rng(9)
+    masks = rng.random((600, 10)) < 0.5
+    outputs = (2.0 * masks[:, [1, 4, 8]] - 1).prod(1) + 0.2 * rng.standard_normal(600)
+    (term,) = fit_joint(masks, outputs[:, None], alpha=0.5).terms(0)
+    assert (term.groups, term.kind) == ((1, 4, 8), "synergy")
+
+
 def simulated(rng, members, together):
     """A function of 7 of 14 groups, with noise, and how its rows were drawn together."""
     drawn = members // 2 if together else members
@@ -243,6 +266,13 @@ def test_few_of_what_is_found_is_false():
     assert hit / true >= 0.9
 
 
+def open_in_half(masks):
+    """Alphas of rows of which half are said to keep the first group as they do."""
+    alpha = np.full(masks.shape, 0.5)
+    alpha[:100, 0] = masks[:100, 0]
+    return alpha
+
+
 def of_five(members):
     return np.random.default_rng(7).random((members, 10)).argsort(1) < 5
 
@@ -256,6 +286,11 @@ def of_five(members):
         (
             lambda m, y: fit_joint(m, y, alpha=np.full(3, 0.5)),
             "alpha must be one number, one a row",
+        ),
+        (lambda m, y: fit_joint(m, y).terms(0, q=-1.0), "q = -1.0 must be above 0"),
+        (
+            lambda m, y: fit_joint(m, y, alpha=open_in_half(m)).effects(0, [(0,)]),
+            "alpha is 0 or 1 for a group in some rows",
         ),
         (
             lambda m, y: fit_joint(m, y, alpha=np.linspace(0.4, 0.6, 200)).effects(0, [(0,)]),

@@ -133,10 +133,11 @@ def test_the_incident_and_then_the_worst_of_each_class_are_chosen():
 
 
 def test_why_there_are_no_joint_datamodels_is_said():
-    assert reason_against("bernoulli", 512, 20) is None
-    assert "fit.joint_targets = 0" in reason_against("pairs", 20, 0)
-    assert "does not keep groups independently" in reason_against("two_level", 20, 3)
-    assert "513 groups, more than 512" in reason_against("bernoulli", 513, 3)
+    assert reason_against("bernoulli", 10_000, 512, 20) is None
+    assert "fit.joint_targets = 0" in reason_against("pairs", 100, 20, 0)
+    assert "does not keep groups independently" in reason_against("two_level", 100, 20, 3)
+    assert "513 groups, more than 512" in reason_against("bernoulli", 100, 513, 3)
+    assert "10,001 members are more than 10,000" in reason_against("bernoulli", 10_001, 20, 3)
 
 
 @pytest.mark.slow
