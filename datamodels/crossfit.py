@@ -70,7 +70,8 @@ class Half:
         """
         variance = self.alpha * (1 - self.alpha)
         # Of a group that is always kept, or never, nothing is known.
-        closed = np.append((variance == 0).all(0), False)
+        closed = np.zeros(self.masks.shape[1] + 1, bool)
+        closed[:-1] = (variance == 0).all(0)
         unknown = (weights != 0) @ closed[sets].any(1)
         scale = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)
         centred = (self.masks - self.alpha) * scale
