@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from datamodels.closed_form import Contexts, Fitted, joint_effects, pair_effects
-from datamodels.shapes import ShapeFit, fit_shapes, subsets
+from datamodels.shapes import ShapeFit, fit_shapes, set_weight, subsets
 
 LARGEST_SET = 16
 """Groups of a candidate."""
@@ -104,9 +104,7 @@ def _pure_triples(
 
 
 def _weight(contexts: Contexts, size: int) -> float:
-    """The variance that a joint effect of 1 on so many groups gives to the output."""
-    kept = contexts.kept.mean(1)
-    return float(contexts.share @ (kept * (1 - kept)) ** size)
+    return float(set_weight(size, contexts.kept.mean(1), contexts.share)[0])
 
 
 def _larger(groups: tuple[int, ...], strength: Float[np.ndarray, "g g"]) -> list[list[int]]:

@@ -4,7 +4,8 @@ With masks drawn independently, group j kept with probability a_j, the joint eff
 E[y prod_{j in S} h_j], h_j = (z_j - a_j) / (a_j (1 - a_j)). As for single groups
 (`datamodels.inference`), the same mean of what a posterior of *other* rows leaves of y, plus that
 posterior's own joint effect, has the same expectation whatever the posterior is, and less variance
-the better it predicts. Its spread over draws gives the standard error.
+the better it predicts. Its spread over draws gives the standard error. (How a covariance is learned
+was chosen once, from all rows.)
 """
 
 from dataclasses import dataclass
@@ -57,9 +58,7 @@ class Half:
     @cached_property
     def contexts(self) -> Contexts:
         """What the rows average other groups over."""
-        groups = self.masks.shape[1]
-        kept, count = np.unique(self.alpha, axis=0, return_counts=True)
-        return Contexts(np.broadcast_to(kept, (len(kept), groups)), count / count.sum())
+        return contexts_of(self.alpha, self.masks.shape[1])
 
     def estimate(self, sets: Int[np.ndarray, "s k"], weights: Float[np.ndarray, "q s"]) -> Estimate:
         """Weighted sums of the joint effects of sets.
@@ -91,6 +90,12 @@ class Half:
             + (self.mean * weights @ (sets < 0).all(1)),
             np.where(unknown, np.nan, np.sqrt(spread * freedom)),
         )
+
+
+def contexts_of(alpha: Float[np.ndarray, "#r #g"], groups: int) -> Contexts:
+    """What rows of these probabilities average so many groups over."""
+    kept, count = np.unique(alpha, axis=0, return_counts=True)
+    return Contexts(np.broadcast_to(kept, (len(kept), groups)), count / count.sum())
 
 
 def pooled(estimates: list[Estimate], rows: list[int]) -> Estimate:

@@ -11,8 +11,16 @@ from scipy.stats import false_discovery_control
 
 from datamodels import terms as joint_terms
 from datamodels.closed_form import Contexts, joint_effects
-from datamodels.crossfit import Estimate, Half, cross_fit, fitted, pooled
-from datamodels.inputs import as_masks, as_outputs, finite_rows, masks_of, require_rows
+from datamodels.crossfit import Estimate, Half, contexts_of, cross_fit, fitted, pooled
+from datamodels.estimates import Effects
+from datamodels.inputs import (
+    as_masks,
+    as_outputs,
+    finite_rows,
+    masks_of,
+    require_choice,
+    require_rows,
+)
 from datamodels.process import (
     Bank,
     Process,
@@ -27,8 +35,6 @@ from datamodels.terms import Term
 
 FEWEST_RETRAINS = 30
 """Degrees of freedom of retrains of one mask from which they alone decide the noise."""
-INTERVAL = 1.959964
-"""Standard errors to either side of a 95 % interval."""
 SHAPLEY_NODES = 16
 """Of the mean over all probabilities to be kept."""
 
@@ -91,7 +97,7 @@ class JointDatamodel:
         """The sets of groups that act jointly, those that are found most surely first.
 
         Each half of the masks proposes sets, and the other half tests them and estimates their
-        joint effect (`datamodels.crossfit`), so that nothing was chosen by what it is tested on.
+        joint effect (`datamodels.crossfit`), so that no set is tested on what proposed it.
         A set is one term when one step ("any one is enough", "all are needed", "some are") is
         what its joint action is like: its subsets are then none.
 
@@ -118,13 +124,13 @@ class JointDatamodel:
             return []
         q_values = false_discovery_control([one.p_value for one in every])
         q_value_of = {id(one): float(value) for one, value in zip(every, q_values, strict=True)}
-        listed = [
-            self._term(each, one, q_value_of[id(one)], drawn)
-            for each, found in assessed.items()
-            for one in joint_terms.without_overlaps(
-                [one for one in found if q_value_of[id(one)] <= q]
-            )
-        ]
+        contexts, listed = contexts_of(drawn.alpha, self.masks.shape[1]), []
+        for each, found in assessed.items():
+            posterior = fitted(self._process(each), self.masks)
+            passed = [one for one in found if q_value_of[id(one)] <= q]
+            for one in joint_terms.without_overlaps(passed):
+                described = joint_terms.describe(posterior, one.groups, contexts)
+                listed.append(self._term(each, one, described, q_value_of[id(one)]))
         return sorted(listed, key=lambda term: (term.p_value, term.target, term.groups))
 
     def effects(self, target: int, sets: Sequence[Sequence[int]]) -> Estimate:
@@ -169,6 +175,7 @@ class JointDatamodel:
         Raises:
             ValueError: a target or groups that are not there, or another index.
         """
+        require_choice("index", index, Index)
         own = self._sets(sets)
         nodes, weights = np.polynomial.legendre.leggauss(SHAPLEY_NODES)
         averaged = {
@@ -177,8 +184,6 @@ class JointDatamodel:
             "banzhaf": ([0.5], [1.0]),
             "shapley": ((nodes + 1) / 2, weights / 2),
         }
-        if index not in averaged:
-            raise ValueError(f"index = {index!r} must be one of {', '.join(averaged)}")
         kept, share = (np.asarray(each) for each in averaged[index])
         contexts = Contexts(np.tile(kept[:, None], (1, self.masks.shape[1])), share)
         posterior = fitted(self._process(self._checked(target)), self.masks)
@@ -223,24 +228,23 @@ class JointDatamodel:
         return padded
 
     def _term(
-        self, target: int, assessed: joint_terms.Assessed, q_value: float, drawn: Sampling
+        self,
+        target: int,
+        assessed: joint_terms.Assessed,
+        described: joint_terms.Described,
+        q_value: float,
     ) -> Term:
-        kept, count = np.unique(drawn.alpha, axis=0, return_counts=True)
-        wide = np.broadcast_to(kept, (len(kept), self.masks.shape[1]))
-        posterior = fitted(self._process(target), self.masks)
-        described = joint_terms.describe(
-            posterior, assessed.groups, Contexts(wide, count / count.sum())
-        )
         response = self.mean[target] + self.scale[target] * np.array(described.response)
-        joint, error = assessed.joint.value[0], assessed.joint.standard_error[0]
+        joint = assessed.joint
+        low, high = Effects(joint.value[:, None], joint.standard_error[:, None]).interval()
         return Term(
             target=target,
             groups=assessed.groups,
             kind=described.kind,
             least=described.least,
-            joint_effect=float(joint),
-            low=float(joint - INTERVAL * error),
-            high=float(joint + INTERVAL * error),
+            joint_effect=float(joint.value[0]),
+            low=float(low[0, 0]),
+            high=float(high[0, 0]),
             group_effect=float(response[-1] - response[0]),
             response=tuple(response.tolist()),
             p_value=assessed.p_value,

@@ -84,13 +84,26 @@ def fit_shapes(
         kept: the probability that a group is kept, in each part of a mixture.
         share: of each part.
     """
-    weight = subset_weights(size, kept, share)
-    steps = np.stack([mixed_step(size, least, kept, share) for least in range(1, size + 1)])
-    own = np.maximum((weight * effects**2).sum(1), 1e-30)
-    along = np.square(effects @ (weight * steps).T) / (weight * steps**2).sum(1)
+    own = np.maximum((subset_weights(size, kept, share) * effects**2).sum(1), 1e-30)
+    along = np.square(along_steps(effects, size, kept, share))
     best = along.argmax(1)
     variance = along[np.arange(len(along)), best]
     return ShapeFit(best + 1, variance / own, variance)
+
+
+def along_steps(
+    effects: Float[np.ndarray, "n b"],
+    size: int,
+    kept: Float[np.ndarray, " l"],
+    share: Float[np.ndarray, " l"],
+) -> Float[np.ndarray, "n k"]:
+    """How far the joint action goes along each step, as a root of variance; negative: against it.
+
+    Arguments as of `fit_shapes`; column r is the step at r + 1 groups.
+    """
+    weight = subset_weights(size, kept, share)
+    steps = np.stack([mixed_step(size, least, kept, share) for least in range(1, size + 1)])
+    return effects @ (weight * steps).T / np.sqrt((weight * steps**2).sum(1))
 
 
 def mixed_step(
@@ -103,7 +116,15 @@ def mixed_step(
 def subset_weights(
     size: int, kept: Float[np.ndarray, " l"], share: Float[np.ndarray, " l"]
 ) -> Float[np.ndarray, " b"]:
-    """The variance of the output that a joint effect of 1 gives, of joint effects only."""
-    held = has(size).sum(1)
-    weight = (share[:, None] * (kept * (1 - kept))[:, None] ** held[None]).sum(0)
-    return np.where(held >= 2, weight, 0)
+    """Of every subset as `set_weight` has it; 0 of those that are no joint action."""
+    order = has(size).sum(1)
+    return np.where(order >= 2, set_weight(order, kept, share), 0)
+
+
+def set_weight(
+    order: int | Int[np.ndarray, " b"],
+    kept: Float[np.ndarray, " l"],
+    share: Float[np.ndarray, " l"],
+) -> Float[np.ndarray, "*b"]:
+    """The variance of the output that a joint effect of 1 on so many groups gives."""
+    return share @ (kept * (1 - kept))[:, None] ** np.atleast_1d(order)[None]

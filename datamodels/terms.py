@@ -13,7 +13,14 @@ from datamodels.candidates import Candidate, find_candidates
 from datamodels.closed_form import Contexts, Fitted, joint_effects, mean_outputs
 from datamodels.crossfit import Estimate, Half, pooled
 from datamodels.estimates import Effects
-from datamodels.shapes import MOST_ORDER, has, mixed_step, subset_weights, subsets
+from datamodels.shapes import (
+    MOST_ORDER,
+    along_steps,
+    has,
+    mixed_step,
+    subset_weights,
+    subsets,
+)
 
 Kind = Literal["redundancy", "synergy", "threshold", "conflict"]
 MOST_CELLS = 64
@@ -170,10 +177,7 @@ def _turns_at(
     Of steps that go where the output goes: of two groups, both steps are equally like it but for
     their sign.
     """
-    kept, share = contexts.kept.mean(1), contexts.share
-    weight = subset_weights(size, kept, share)
-    steps = np.stack([mixed_step(size, least, kept, share) for least in range(1, size + 1)])
-    along = steps @ (weight * effects) / np.sqrt((weight * steps**2).sum(1))
+    along = along_steps(effects[None], size, contexts.kept.mean(1), contexts.share)[0]
     return int(np.argmax(along * np.sign(change))) + 1
 
 

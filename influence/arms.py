@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Array, Bool, Float32, Int, Key
 
 from datamodels.design import Bernoulli, Drawn, FixedSize, Pairs, TwoLevel, from_description
 from influence.config import Config
@@ -111,6 +111,13 @@ def group_name(experiment: Experiment, column: int) -> str:
         return f"example {experiment.train.ids[column]}"
     size = int((experiment.groups.of == column).sum())
     return f"{experiment.groups.names[column]} ({size} examples)"
+
+
+def fresh_masks(spec: ArmSpec, root: Key[Array, ""], count: int) -> Bool[np.ndarray, "s g"]:
+    """Masks as the arm draws them, on independent draws of another root."""
+    # Of complementary masks the first ones.
+    members = np.arange(count) * (2 if spec.design["kind"] == "pairs" else 1)
+    return from_description(spec.design).masks(root, members, spec.groups)
 
 
 def _design(sweep: SweepConfig, alpha: float, groups: Groups, replicates: int) -> Drawn:

@@ -8,9 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from datamodels.design import Listed, from_description
+from datamodels.design import Listed
 from datamodels.shapes import MOST_ORDER
-from influence.arms import JOINT_STREAM, alpha_arms, arm_specs, group_name, main_task
+from influence.arms import (
+    JOINT_STREAM,
+    alpha_arms,
+    arm_specs,
+    fresh_masks,
+    group_name,
+    main_task,
+)
 from influence.counterfactual import interval
 from influence.experiment import Experiment
 from influence.retrains import Planned, beside
@@ -63,14 +70,9 @@ def _contexts(experiment: Experiment) -> Bool[np.ndarray, "s g"]:
     """Masks of the groups as the main arms draw them, on draws of their own, in turn by alpha."""
     audit, arms = experiment.config.audit, alpha_arms(experiment.config.sweep)
     specs, root = arm_specs(experiment), root_key(experiment.config.audit.seed, JOINT_STREAM)
+    found = np.stack([fresh_masks(specs[arm.main], root, audit.joint_contexts) for arm in arms])
     contexts = np.arange(audit.joint_contexts)
-    found = []
-    for arm in arms:
-        spec = specs[arm.main]
-        # Of complementary masks the first ones, so that contexts are independent.
-        members = 2 * contexts if spec.design["kind"] == "pairs" else contexts
-        found.append(from_description(spec.design).masks(root, members, spec.groups))
-    return np.stack(found)[contexts % len(arms), contexts]
+    return found[contexts % len(arms), contexts]
 
 
 def task(experiment: Experiment, rows: Sequence[TermRow]) -> Task:

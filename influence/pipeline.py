@@ -34,12 +34,14 @@ from influence.layout import with_layout
 from influence.progress import say
 from influence.regression import Regression, divide
 from influence.report import write_report
+from influence.retrains import Planned
 from influence.run import Run, open_run, write_run
 from influence.terms_file import read_terms, rows_of, save_terms
 from training.bank import Bank, require_space
 from training.errors import UserError
 from training.shards import WHOLE, Shard
 from training.store import Store
+from training.sweep import Task
 
 LOCAL = LocalEngine()
 
@@ -226,9 +228,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
             f"the scores are older than the fit; run first: accomplice audit {run.path}"
         )
     planned = verification.planned(run, experiment)
-    bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
-    arms = {"Verify by retraining": (bank.arm(verification.ARM), planned.design)}
-    LOCAL.make(experiment, bank, verification.task(experiment), find_work(arms), run.progress)
+    _retrain(run, experiment, planned, verification.task(experiment), "Verify by retraining")
     found = verification.measure(run, experiment)
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
@@ -237,6 +237,13 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     run.replace_audit(**metrics)
     for caveat in caveats(run.read_audit()):
         say(f"Warning: {caveat}")
+
+
+def _retrain(run: Run, experiment: Experiment, planned: Planned, task: Task, title: str) -> None:
+    """Make what a verification planned and its bank lacks."""
+    bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
+    arms = {title: (bank.arm(planned.arm.spec.name), planned.design)}
+    LOCAL.make(experiment, bank, task, find_work(arms), run.progress)
 
 
 def verify_joint_stage(run: Run, experiment: Experiment) -> None:
@@ -254,10 +261,8 @@ def verify_joint_stage(run: Run, experiment: Experiment) -> None:
         say("No groups were found to act together, so there is nothing to verify")
         return
     planned = joint_verification.planned(run, experiment, chosen)
-    bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
-    arms = {"Verify joint effects": (bank.arm(joint_verification.ARM), planned.design)}
     task = joint_verification.task(experiment, chosen)
-    LOCAL.make(experiment, bank, task, find_work(arms), run.progress)
+    _retrain(run, experiment, planned, task, "Verify joint effects")
     measured = joint_verification.measure(run, experiment, chosen)
     save_terms(run, [*measured, *rows[len(chosen) :]])
     for row in measured:

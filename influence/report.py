@@ -67,7 +67,7 @@ def write_report(
         "interval": _interval,
         "small": _small,
     }
-    clean = experiment.targets.clean
+    clean, terms = experiment.targets.clean, read_terms(run)
     page = environment.get_template("report.html.j2").render(
         config=experiment.config,
         config_text=run.config.read_text(encoding="utf-8"),
@@ -84,8 +84,8 @@ def write_report(
         quality_plot=_quality_plot(model.quality, clean, metrics),
         effects=_largest_effects(experiment, model),
         shown_groups=SHOWN_GROUPS,
-        terms=_shown_terms(experiment, read_terms(run)),
-        joint_plot=_joint_plot(read_terms(run)),
+        terms=_shown_terms(experiment, terms),
+        joint_plot=_joint_plot(terms),
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
     )

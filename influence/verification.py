@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 import datamodels
-from datamodels.design import from_description
 from influence import counterfactual
 from influence.arms import (
     VERIFICATION_STREAM,
     alpha_arms,
     arm_specs,
+    fresh_masks,
     main_task,
     mask_columns,
     unit_size,
@@ -67,14 +67,12 @@ def task(experiment: Experiment) -> Task:
 def _contexts(experiment: Experiment) -> dict[str, Bool[np.ndarray, "s n"]]:
     """By alpha, examples kept as the main arm of that alpha keeps them, on masks of their own."""
     audit = experiment.config.audit
-    root, rows = root_key(audit.seed, VERIFICATION_STREAM), np.arange(audit.seeds)
+    root = root_key(audit.seed, VERIFICATION_STREAM)
     specs = arm_specs(experiment)
     found = {}
     for arms in alpha_arms(experiment.config.sweep):
         spec = specs[arms.main]
-        # Of complementary masks the first ones, so that seeds are independent.
-        members = 2 * rows if spec.design["kind"] == "pairs" else rows
-        masks = from_description(spec.design).masks(root, members, spec.groups)
+        masks = fresh_masks(spec, root, audit.seeds)
         found[f"alpha {spec.design['alpha']:g}"] = spec.examples(masks)
     return found
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodels import fit_joint
-from datamodels.crossfit import cross_fit, pooled
+from datamodels.crossfit import Estimate, cross_fit, pooled
 from datamodels.estimates import Effects
 from datamodels.process import Settings
 from datamodels.scores import sampling
@@ -63,10 +63,8 @@ def test_a_step_is_recognised_whatever_main_effects_are_beside_it(size, sign, da
 
 
 def test_what_mostly_is_a_surer_set_is_left_out():
-    nothing = None
-
     def assessed(groups, p_value):
-        return Assessed(groups, nothing, p_value, 1)  # type: ignore[arg-type]
+        return Assessed(groups, Estimate(np.zeros(1), np.ones(1)), p_value, 1)
 
     every = [
         assessed((1, 2, 3, 4), 1e-3),

@@ -116,6 +116,16 @@ def test_the_python_of_the_readme_runs():
     assert names["model"].weights.shape == (5, 2)
 
 
+def test_the_python_of_joint_effects_runs():
+    rng = np.random.default_rng(0)
+    masks = rng.random((80, 9)) < 0.5
+    names = {"masks": masks, "outputs": 1.0 * masks[:, [3, 5]].all(1)[:, None]}
+    names["datamodels"] = datamodels
+    ((_, code),) = [block for block in blocks("python") if "joint.index" in block[1]]
+    exec(code, names)
+    assert names["joint"].terms(0)[0].groups == (3, 5)
+
+
 def test_the_python_of_the_designs_runs():
     weights = np.random.default_rng(0).standard_normal((12, 2))
     names = {"jax": jax, "np": np, "train": lambda masks: masks @ weights, **vars(datamodels)}
