@@ -12,8 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from datamodels.closed_form import Contexts, Fitted, joint_effects, pair_effects
-from datamodels.shapes import ShapeFit, fit_shapes, set_weight, subsets
+from datamodels.closed_form import (
+    Average,
+    Contexts,
+    joint_effects,
+    pair_effects,
+    subset_effects,
+)
+from datamodels.shapes import ShapeFit, fit_shapes, set_weight
 
 LARGEST_SET = 16
 """Groups of a candidate."""
@@ -37,23 +43,21 @@ class Candidate(NamedTuple):
     """How many of the groups the step takes."""
 
 
-def find_candidates(fitted: Fitted, contexts: Contexts, error: float) -> list[Candidate]:
+def find_candidates(average: Average, error: float) -> list[Candidate]:
     """The sets that are expected to stand out.
 
     Args:
-        fitted: of one target.
-        contexts: of the rows on which the candidates are to be estimated.
+        average: a posterior, averaged as the rows are on which candidates are to be estimated.
         error: standard deviation that an estimate from those rows has of the joint action's root
             mean square: of what the posterior leaves of an output, over the root of their number.
     """
     reach = EXPECTED_Z * error
-    pairs = pair_effects(fitted, contexts)
-    strength = np.abs(pairs) * np.sqrt(_weight(contexts, 2))
-    seeds = _strongest_pairs(strength, reach) + _pure_triples(fitted, contexts, strength, reach)
+    strength = np.abs(pair_effects(average)) * np.sqrt(_weight(average.contexts, 2))
+    seeds = _strongest_pairs(strength, reach) + _pure_triples(average, strength, reach)
     found: list[Candidate] = []
     for seed in seeds:
         if not any(set(seed) < set(larger.groups) for larger in found):
-            found.append(_grown(fitted, contexts, seed, strength, reach))
+            found.append(_grown(average, seed, strength, reach))
     return [each for each in dict.fromkeys(found) if not _is_part_of_another(each, found)]
 
 
@@ -62,17 +66,16 @@ def _is_part_of_another(candidate: Candidate, found: list[Candidate]) -> bool:
 
 
 def _grown(
-    fitted: Fitted,
-    contexts: Contexts,
+    average: Average,
     seed: tuple[int, ...],
     strength: Float[np.ndarray, "g g"],
     reach: float,
 ) -> Candidate:
     """The largest set that the seed grows to."""
-    groups, least = seed, int(_fits(fitted, contexts, np.array([seed])).least[0])
+    groups, least = seed, int(_fits(average, np.array([seed])).least[0])
     while len(groups) < LARGEST_SET:
         sets = np.array(_larger(groups, strength), int).reshape(-1, len(groups) + 1)
-        fits = _fits(fitted, contexts, sets)
+        fits = _fits(average, sets)
         good = np.flatnonzero((fits.share >= COHERENT) & (fits.variance > reach**2))
         if not len(good):
             break
@@ -88,18 +91,18 @@ def _strongest_pairs(strength: Float[np.ndarray, "g g"], reach: float) -> list[t
 
 
 def _pure_triples(
-    fitted: Fitted, contexts: Contexts, strength: Float[np.ndarray, "g g"], reach: float
+    average: Average, strength: Float[np.ndarray, "g g"], reach: float
 ) -> list[tuple[int, ...]]:
     """Of groups that are relevant to some part, those whose pairs do not stand out."""
-    relevance = np.asarray(fitted.covariance.relevance).max(0)
+    relevance = np.asarray(average.fitted.covariance.relevance).max(0)
     most = np.sort(np.argsort(-relevance)[:MATTER_MOST])
     triples = np.array(list(combinations(most, 3)), int).reshape(-1, 3)
-    effects = np.abs(joint_effects(fitted, triples, contexts))
+    effects = np.abs(joint_effects(average, triples))
     first, second, third = triples.T
     silent = np.maximum.reduce(
         [strength[first, second], strength[first, third], strength[second, third]]
     )
-    found = triples[(effects * np.sqrt(_weight(contexts, 3)) > reach) & (silent < reach)]
+    found = triples[(effects * np.sqrt(_weight(average.contexts, 3)) > reach) & (silent < reach)]
     return [tuple(each) for each in found.tolist()]
 
 
@@ -115,12 +118,8 @@ def _larger(groups: tuple[int, ...], strength: Float[np.ndarray, "g g"]) -> list
     return [sorted([*groups, int(other)]) for other in nearest if shared[other] > 0]
 
 
-def _fits(fitted: Fitted, contexts: Contexts, sets: Int[np.ndarray, "n k"]) -> ShapeFit:
-    parts = subsets(sets)
-    effects = joint_effects(fitted, parts.reshape(-1, parts.shape[2]), contexts)
+def _fits(average: Average, sets: Int[np.ndarray, "n k"]) -> ShapeFit:
+    contexts = average.contexts
     return fit_shapes(
-        effects.reshape(parts.shape[:2]),
-        sets.shape[1],
-        contexts.kept.mean(1),
-        contexts.share,
+        subset_effects(average, sets), sets.shape[1], contexts.kept.mean(1), contexts.share
     )

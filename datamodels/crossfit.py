@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from datamodels.closed_form import Contexts, Fitted, joint_effects
+from datamodels.closed_form import Average, Contexts, Fitted, average, joint_effects
 from datamodels.process import Process, Settings, distinct, fit_process, predict, signs_of
 from datamodels.scores import Sampling
+from datamodels.shapes import MOST_ORDER
 
 MOST_ALPHAS = 16
 """Different mixtures of alphas over rows, each of which costs its own closed form."""
@@ -60,6 +61,11 @@ class Half:
         """What the rows average other groups over."""
         return contexts_of(self.alpha, self.masks.shape[1])
 
+    @cached_property
+    def average(self) -> Average:
+        """What the other rows say, in these rows' contexts."""
+        return average(self.fitted, self.contexts)
+
     def estimate(self, sets: Int[np.ndarray, "s k"], weights: Float[np.ndarray, "q s"]) -> Estimate:
         """Weighted sums of the joint effects of sets.
 
@@ -67,6 +73,10 @@ class Half:
             sets: the groups of each, then -1.
             weights: of each sum.
         """
+        order = sets.shape[1]
+        own = self.average
+        if order > MOST_ORDER:
+            own = average(self.fitted, self.contexts, order=order)
         variance = self.alpha * (1 - self.alpha)
         # Of a group that is always kept, or never, nothing is known.
         closed = np.zeros(self.masks.shape[1] + 1, bool)
@@ -86,7 +96,7 @@ class Half:
         freedom = len(total) / (len(total) - 1) if several else np.nan
         return Estimate(
             mean
-            + self.unit * weights @ joint_effects(self.fitted, sets, self.contexts)
+            + self.unit * weights @ joint_effects(own, sets)
             + (self.mean * weights @ (sets < 0).all(1)),
             np.where(unknown, np.nan, np.sqrt(spread * freedom)),
         )

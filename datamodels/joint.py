@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control
 
 from datamodels import terms as joint_terms
-from datamodels.closed_form import Contexts, joint_effects
+from datamodels.closed_form import Contexts, average, joint_effects
 from datamodels.crossfit import Estimate, Half, contexts_of, cross_fit, fitted, pooled
 from datamodels.estimates import Effects
 from datamodels.inputs import (
@@ -126,10 +126,10 @@ class JointDatamodel:
         q_value_of = {id(one): float(value) for one, value in zip(every, q_values, strict=True)}
         contexts, listed = contexts_of(drawn.alpha, self.masks.shape[1]), []
         for each, found in assessed.items():
-            posterior = fitted(self._process(each), self.masks)
+            averaged = average(fitted(self._process(each), self.masks), contexts)
             passed = [one for one in found if q_value_of[id(one)] <= q]
             for one in joint_terms.without_overlaps(passed):
-                described = joint_terms.describe(posterior, one.groups, contexts)
+                described = joint_terms.describe(averaged, one.groups)
                 listed.append(self._term(each, one, described, q_value_of[id(one)]))
         return sorted(listed, key=lambda term: (term.p_value, term.target, term.groups))
 
@@ -187,7 +187,8 @@ class JointDatamodel:
         kept, share = (np.asarray(each) for each in averaged[index])
         contexts = Contexts(np.tile(kept[:, None], (1, self.masks.shape[1])), share)
         posterior = fitted(self._process(self._checked(target)), self.masks)
-        found = self.scale[target] * joint_effects(posterior, own, contexts)
+        averaged = average(posterior, contexts, order=own.shape[1])
+        found = self.scale[target] * joint_effects(averaged, own)
         found += self.mean[target] * (own < 0).all(1)
         return found / 2.0 ** (own >= 0).sum(1) if index == "fourier" else found
 

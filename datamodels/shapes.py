@@ -5,6 +5,7 @@ between is (threshold). Such an output has a joint effect on every subset of its
 alternate in sign for a redundancy; seen together they are one thing.
 """
 
+from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ MOST_ORDER = 4
 """Groups of the largest subsets that are looked at: of all 2^k, those that can be estimated."""
 
 
+@lru_cache
 def has(size: int) -> Bool[np.ndarray, "b k"]:
     """Which of so many groups each subset holds: all subsets of at most `MOST_ORDER` groups."""
     chosen = [
@@ -27,6 +29,7 @@ def has(size: int) -> Bool[np.ndarray, "b k"]:
     found = np.zeros((len(chosen), size), bool)
     for row, each in enumerate(chosen):
         found[row, list(each)] = True
+    found.flags.writeable = False
     return found
 
 
@@ -39,6 +42,7 @@ def subsets(sets: Int[np.ndarray, "n k"]) -> Int[np.ndarray, "n b o"]:
     return np.where(inside[None], sets[:, order], -1)
 
 
+@lru_cache(maxsize=1024)
 def step_effects(size: int, least: int, kept: float) -> Float[np.ndarray, " b"]:
     """Joint effects of every subset on an output of 1 where `least` of all groups are kept, else 0.
 

@@ -1,16 +1,14 @@
 """Terms: which sets of groups act together on a target, of what kind, and how sure that is."""
 
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import comb
 from scipy.stats import norm
 
 from datamodels.candidates import Candidate, find_candidates
-from datamodels.closed_form import Contexts, Fitted, joint_effects, mean_outputs
+from datamodels.closed_form import Average, Contexts, response, subset_effects
 from datamodels.crossfit import Estimate, Half, pooled
 from datamodels.estimates import Effects
 from datamodels.shapes import (
@@ -23,15 +21,11 @@ from datamodels.shapes import (
 )
 
 Kind = Literal["redundancy", "synergy", "threshold", "conflict"]
-MOST_CELLS = 64
-"""Subsets of one size over which a response is averaged."""
 REVERSES = 0.5
 """An output turns around where its ends differ by less than this share of how far it moves."""
 OPPOSES = 0.1
 """Groups push against each other where one's effect is more than this share of the opposite one,
 and of how far the output moves."""
-CELLS = 16_180_339
-"""Seed of those subsets."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def assess(halves: tuple[Half, Half]) -> list[Assessed]:
     found: dict[tuple[int, ...], list[tuple[Estimate, float, int]]] = {}
     for half in halves:
         error = half.error / half.unit / np.sqrt(len(half.masks))
-        for candidate in find_candidates(half.fitted, half.contexts, error):
+        for candidate in find_candidates(half.average, error):
             joint, p_value = _test(half, candidate)
             found.setdefault(candidate.groups, []).append((joint, p_value, len(half.masks)))
     return [
@@ -151,22 +145,21 @@ class Described(NamedTuple):
     response: tuple[float, ...]
 
 
-def describe(fitted: Fitted, groups: tuple[int, ...], contexts: Contexts) -> Described:
+def describe(average: Average, groups: tuple[int, ...]) -> Described:
     """Kind and response of a set, in the posterior's unit."""
-    response = _response(fitted, groups, contexts)
-    change = response[-1] - response[0]
-    parts = subsets(np.array([groups]))[0]
-    effects = joint_effects(fitted, parts, contexts)
-    least = _turns_at(effects, len(groups), change, contexts)
+    outputs = response(average, groups)
+    change = outputs[-1] - outputs[0]
+    effects = subset_effects(average, np.array([groups]))[0]
+    least = _turns_at(effects, len(groups), change, average.contexts)
     single = effects[1 : len(groups) + 1]
-    moves = float(np.ptp(response))
+    moves = float(np.ptp(outputs))
     if abs(change) < REVERSES * moves or _oppose(single, moves):
         kind: Kind = "conflict"
     elif least == 1:
         kind = "redundancy"
     else:
         kind = "synergy" if least == len(groups) else "threshold"
-    return Described(kind, least, tuple(response.tolist()))
+    return Described(kind, least, tuple(outputs.tolist()))
 
 
 def _turns_at(
@@ -184,24 +177,3 @@ def _turns_at(
 def _oppose(single: Float[np.ndarray, " k"], moves: float) -> bool:
     up, down = max(single.max(), 0), max(-single.min(), 0)
     return bool(min(up, down) > OPPOSES * max(up, down, moves))
-
-
-def _response(
-    fitted: Fitted, groups: tuple[int, ...], contexts: Contexts
-) -> Float[np.ndarray, " levels"]:
-    rng = np.random.default_rng(CELLS)
-    size = len(groups)
-    fixed, kept = [], []
-    for count in range(size + 1):
-        if comb(size, count) <= MOST_CELLS:
-            chosen = [list(each) for each in combinations(range(size), count)]
-        else:
-            chosen = [rng.permutation(size)[:count].tolist() for _ in range(MOST_CELLS)]
-        for each in chosen:
-            cell = np.full(contexts.kept.shape[1], np.nan)
-            cell[list(groups)] = 0
-            cell[[groups[position] for position in each]] = 1
-            fixed.append(cell)
-            kept.append(count)
-    outputs = mean_outputs(fitted, np.array(fixed), contexts)
-    return np.bincount(kept, outputs) / np.bincount(kept)

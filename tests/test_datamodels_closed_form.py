@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import comb
 
 from datamodels import fit_joint
-from datamodels.closed_form import Contexts, Fitted, joint_effects, mean_outputs, pair_effects
+from datamodels.closed_form import (
+    Contexts,
+    Fitted,
+    average,
+    joint_effects,
+    pair_effects,
+    response,
+    subset_effects,
+)
 from datamodels.covariance import Covariance, Inputs, between
+from datamodels.shapes import subsets
 
 GROUPS = 6
 EVERY = np.array(list(itertools.product([0, 1], repeat=GROUPS)), bool)
@@ -66,26 +76,38 @@ def test_joint_effects_are_those_of_sums_over_every_mask(seed):
         return sum(share * enumerated(outputs, own, kept) for kept, share in parts)
 
     expected = [truth(own) for own in SETS]
-    np.testing.assert_allclose(joint_effects(fitted, padded(SETS), contexts), expected, atol=2e-4)
-    pairs = pair_effects(fitted, contexts)
+    averaged = average(fitted, contexts)
+    np.testing.assert_allclose(joint_effects(averaged, padded(SETS)), expected, atol=2e-4)
+    pairs = pair_effects(averaged)
     for i, j in itertools.combinations(range(GROUPS), 2):
         assert pairs[i, j] == pytest.approx(truth((i, j)), abs=2e-4)
         assert pairs[j, i] == pytest.approx(pairs[i, j], abs=1e-5)
 
 
-@given(seed=st.integers(0, 2**32 - 1))
-def test_mean_outputs_of_cells_are_those_of_sums_over_every_mask(seed):
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, GROUPS), count=st.integers(1, 5))
+def test_effects_of_all_subsets_are_those_of_each(seed, size, count):
+    rng = np.random.default_rng(seed)
+    contexts = Contexts(rng.uniform(0, 1, (2, GROUPS)), np.array([0.3, 0.7]))
+    averaged = average(some_fitted(rng), contexts)
+    sets = np.stack([np.sort(rng.permutation(GROUPS)[:size]) for _ in range(count)])
+    one_by_one = [joint_effects(averaged, own) for own in subsets(sets)]
+    np.testing.assert_allclose(subset_effects(averaged, sets), one_by_one, atol=2e-4)
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, GROUPS))
+def test_responses_are_those_of_sums_over_every_mask(seed, size):
     rng = np.random.default_rng(seed)
     fitted = some_fitted(rng)
-    kept = rng.uniform(0, 1, GROUPS)
-    fixed = np.where(rng.random((5, GROUPS)) < 0.5, np.nan, rng.integers(0, 2, (5, GROUPS)))
-    outputs = outputs_of_every_mask(fitted)
-    for cell, found in zip(
-        fixed, mean_outputs(fitted, fixed, Contexts(kept[None], np.ones(1))), strict=True
-    ):
-        probability = np.where(np.isnan(cell), kept, cell)
-        weight = np.where(EVERY, probability, 1 - probability).prod(1)
-        assert found == pytest.approx(weight @ outputs, abs=2e-4)
+    contexts = Contexts(rng.uniform(0, 1, (2, GROUPS)), np.array([0.3, 0.7]))
+    groups = sorted(rng.permutation(GROUPS)[:size].tolist())
+    others = [group for group in range(GROUPS) if group not in groups]
+    outputs, count = outputs_of_every_mask(fitted), EVERY[:, groups].sum(1)
+    expected = np.zeros(size + 1)
+    for kept, share in zip(contexts.kept, contexts.share, strict=True):
+        weight = share * np.where(EVERY[:, others], kept[others], 1 - kept[others]).prod(1)
+        expected += np.bincount(count, weight * outputs) / comb(size, np.arange(size + 1))
+    found = response(average(fitted, contexts), tuple(groups))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 def test_relevances_of_any_size_leave_numbers():
@@ -94,8 +116,10 @@ def test_relevances_of_any_size_leave_numbers():
     covariance = fitted.covariance._replace(relevance=fitted.covariance.relevance * 1e3)
     fitted = fitted._replace(covariance=covariance)
     contexts = Contexts(np.zeros((1, GROUPS)), np.ones(1))
-    assert np.isfinite(joint_effects(fitted, padded(SETS), contexts)).all()
-    assert np.isfinite(mean_outputs(fitted, np.eye(GROUPS), contexts)).all()
+    averaged = average(fitted, contexts)
+    assert np.isfinite(joint_effects(averaged, padded(SETS))).all()
+    assert np.isfinite(subset_effects(averaged, np.arange(4)[None])).all()
+    assert np.isfinite(response(averaged, tuple(range(GROUPS)))).all()
 
 
 @pytest.fixture(scope="module")
