@@ -1,15 +1,15 @@
 """The arms of a run's bank: their designs, and what every member of them does."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Key
 
 from datamodels.design import Bernoulli, Drawn, FixedSize, Pairs, TwoLevel, from_description
-from influence.config import Config
-from influence.experiment import Experiment
+from influence.config import Config, JointConfig
+from influence.experiment import Experiment, Stored
 from influence.members import Members
 from training.arm import Arm, ArmSpec
 from training.bank import Bank, Manifest
@@ -22,8 +22,17 @@ from training.sweep import SweepConfig, Task, param_bytes
 
 VERIFICATION_STREAM = 2
 """Which root key the verification draws from; no arm of `alpha_arms` has it."""
+CLUSTER_STREAM = 2**16
+"""Which the first arm of clusters draws from, and its replicates from the next."""
+REFINED_STREAM = 2**18
+"""Which the first refined arm draws from."""
 JOINT_STREAM = 2**20
 """Which the verification of terms draws from."""
+
+CLUSTERS = "clusters"
+REFINED = "refined_"
+REPLICATES = "_replicates"
+"""Names of arms."""
 
 
 class AlphaArms(NamedTuple):
@@ -37,7 +46,7 @@ class AlphaArms(NamedTuple):
 
 
 def alpha_arms(sweep: SweepConfig) -> list[AlphaArms]:
-    """The arms of each alpha; the first are called "main" and "replicates"."""
+    """The arms of each alpha of the sweep; the first are called "main" and "replicates"."""
     first, *others = sweep.alpha
     return [
         AlphaArms(first, "main", "replicates", (0, 1)),
@@ -48,48 +57,100 @@ def alpha_arms(sweep: SweepConfig) -> list[AlphaArms]:
     ]
 
 
-def has_replicates(sweep: SweepConfig) -> bool:
-    """Whether seed noise is measured.
+def cluster_arms(joint: JointConfig) -> list[AlphaArms]:
+    """The arms of each alpha of the clusters; the first is called "clusters"."""
+    return [
+        _named_arms(
+            CLUSTERS if at == 0 else f"{CLUSTERS}_{alpha:g}", alpha, CLUSTER_STREAM + 2 * at
+        )
+        for at, alpha in enumerate(joint.alpha)
+    ]
 
-    Not where no replicates are asked for, nor where all members share one training key: they would
-    all be the same.
-    """
-    return sweep.seeds != "common" and sweep.replicate_masks > 0
+
+def refined_arms(specs: Iterable[ArmSpec]) -> list[AlphaArms]:
+    """The arms that were decided by what earlier ones showed, in their order."""
+    mains = [spec for spec in specs if not spec.name.endswith(REPLICATES)]
+    return [_named_arms(spec.name, spec.design["alpha"], spec.stream) for spec in mains]
 
 
-def member_counts(config: Config) -> dict[str, int]:
+def _named_arms(name: str, alpha: float, stream: int) -> AlphaArms:
+    return AlphaArms(alpha, name, name + REPLICATES, (stream, stream + 1))
+
+
+def measures_noise(sweep: SweepConfig) -> bool:
+    """Whether replicates can show it: not where all members share one training key."""
+    return sweep.seeds != "common"
+
+
+def member_counts(experiment: Experiment) -> dict[str, int]:
     """How many members each arm has, by the arm's name."""
-    sweep, counts = config.sweep, {}
-    for arms in alpha_arms(sweep):
-        counts[arms.main] = sweep.members
-        if has_replicates(sweep):
-            counts[arms.replicates] = sweep.replicate_masks * sweep.replicate_seeds
+    sweep, joint = experiment.config.sweep, experiment.config.joint
+    counts = _counts(sweep, alpha_arms(sweep), sweep.members, sweep.replicate_masks)
+    if experiment.clusters is not None:
+        members = round(joint.share * sweep.members)
+        counts |= _counts(sweep, cluster_arms(joint), members, joint.replicate_masks)
+    return counts | {spec.name: spec.members for spec in experiment.refined}
+
+
+def _counts(
+    sweep: SweepConfig, arms: Sequence[AlphaArms], members: int, replicate_masks: int
+) -> dict[str, int]:
+    """Of arms whose main ones have so many members."""
+    counts = {}
+    for arm in arms:
+        counts[arm.main] = members
+        if measures_noise(sweep) and replicate_masks:
+            counts[arm.replicates] = replicate_masks * sweep.replicate_seeds
     return counts
 
 
 def arm_specs(experiment: Experiment) -> dict[str, ArmSpec]:
     """What each arm holds, by the arm's name."""
     sweep, groups = experiment.config.sweep, experiment.groups
-    members, specs = member_counts(experiment.config), {}
-    of_groups, columns = masks_groups(experiment), mask_columns(experiment)
-    for arms in alpha_arms(sweep):
-        pair = zip(
-            (arms.main, arms.replicates), arms.streams, (1, sweep.replicate_seeds), strict=True
+    own = None if not masks_groups(experiment) else groups
+    specs = _specs(
+        experiment,
+        alpha_arms(sweep),
+        own,
+        lambda alpha, replicates: _design(sweep, alpha, groups, replicates),
+    )
+    if experiment.clusters is not None:
+        specs |= _specs(
+            experiment,
+            cluster_arms(experiment.config.joint),
+            experiment.clusters,
+            lambda alpha, replicates: Bernoulli(alpha, replicates=replicates),
         )
+    return specs | {spec.name: spec for spec in experiment.refined}
+
+
+def _specs(
+    experiment: Experiment,
+    arms: Sequence[AlphaArms],
+    groups: Groups | None,
+    design: Callable[[float, int], Drawn],
+) -> dict[str, ArmSpec]:
+    """Of arms whose masks have a column a group; None: a column an example."""
+    sweep, members, specs = experiment.config.sweep, member_counts(experiment), {}
+    columns = len(experiment.train) if groups is None else len(groups.names)
+    # Some designs number the examples' groups themselves.
+    made_by = experiment.groups.made_by if groups is None else groups.made_by
+    for arm in arms:
+        pair = zip((arm.main, arm.replicates), arm.streams, (1, sweep.replicate_seeds), strict=True)
         for name, stream, replicates in pair:
             if name not in members:
                 continue
             specs[name] = ArmSpec(
                 name=name,
                 members=members[name],
-                groups=int(columns.max()) + 1,
+                groups=columns,
                 unit=unit_size(sweep),
                 seed=sweep.seed,
                 stream=stream,
-                design=_design(sweep, arms.alpha, groups, replicates).describe(),
+                design=design(arm.alpha, replicates).describe(),
                 common_seed=sweep.seeds == "common",
-                group_of=tuple(groups.of.tolist()) if of_groups else None,
-                grouping=groups.made_by,
+                group_of=None if groups is None else tuple(groups.of.tolist()),
+                grouping=made_by,
             )
     return specs
 
@@ -106,11 +167,20 @@ def masks_groups(experiment: Experiment) -> bool:
 
 
 def group_name(experiment: Experiment, column: int) -> str:
-    """What a column of the masks is: an example by its id, or a group by its name."""
+    """What a column of the main masks is: an example by its id, or a group by its name."""
     if not masks_groups(experiment):
-        return f"example {experiment.train.ids[column]}"
-    size = int((experiment.groups.of == column).sum())
-    return f"{experiment.groups.names[column]} ({size} examples)"
+        return example_name(experiment, column)
+    return sized_name(experiment.groups, column)
+
+
+def example_name(experiment: Experiment, row: int) -> str:
+    """A training example, by its id."""
+    return f"example {experiment.train.ids[row]}"
+
+
+def sized_name(groups: Groups, group: int) -> str:
+    """A group's name, and of how many examples it is."""
+    return f"{groups.names[group]} ({int((groups.of == group).sum())} examples)"
 
 
 def fresh_masks(spec: ArmSpec, root: Key[Array, ""], count: int) -> Bool[np.ndarray, "s g"]:
@@ -132,12 +202,14 @@ def _design(sweep: SweepConfig, alpha: float, groups: Groups, replicates: int) -
     return Bernoulli(alpha, replicates=replicates)
 
 
-def clusters_of(manifest: Manifest, config: Config) -> Sequence[int] | None:
-    """The clusters of training examples that a bank has; None where others are asked for."""
-    spec = manifest.arms.get("main")
-    if spec is None or spec.grouping != describe(config.groups):
-        return None
-    return spec.group_of or spec.design.get("clusters")
+def stored_in(manifest: Manifest, config: Config) -> Stored:
+    """What a bank has that its config does not give, or not on every machine with the same bits."""
+    main, clusters = (manifest.arms.get(name) for name in ("main", CLUSTERS))
+    groups = None
+    if main is not None and main.grouping == describe(config.groups):
+        groups = main.group_of or main.design.get("clusters")
+    refined = [spec for name, spec in manifest.arms.items() if name.startswith(REFINED)]
+    return Stored(groups, None if clusters is None else clusters.group_of, tuple(refined))
 
 
 def unit_size(sweep: SweepConfig) -> int:
@@ -201,23 +273,36 @@ class Arms(NamedTuple):
     replicates: Members | None
 
 
-def read_arms(bank: Bank, experiment: Experiment) -> list[Arms]:
+def read_arms(
+    bank: Bank,
+    experiment: Experiment,
+    arms: Sequence[AlphaArms] | None = None,
+    targets: Int[np.ndarray, " t"] | None = None,
+) -> list[Arms]:
     """The members of every alpha, each unit checked.
 
     Outputs are in the order of the experiment's targets.
+
+    Args:
+        bank: that has them.
+        experiment: of the run.
+        arms: which; those of the sweep by default.
+        targets: which, by the experiment's order; all by default.
 
     Raises:
         UserError: units are missing or damaged, or masks are not those of the design.
     """
     columns = _positions(bank.target_ids, experiment.targets.ids)
-    sweep, found = experiment.config.sweep, []
-    for arms in alpha_arms(sweep):
-        main = bank.arm(arms.main)
+    if targets is not None:
+        columns = columns[targets]
+    found = []
+    for own in alpha_arms(experiment.config.sweep) if arms is None else arms:
+        main = bank.arm(own.main)
         replicates = None
-        if has_replicates(sweep):
-            replicates = _members(bank.arm(arms.replicates), columns)
+        if own.replicates in bank.arms:
+            replicates = _members(bank.arm(own.replicates), columns)
         alpha = main.spec.design["alpha"]
-        found.append(Arms(arms.main, alpha, _members(main, columns), replicates))
+        found.append(Arms(own.main, alpha, _members(main, columns), replicates))
     return found
 
 

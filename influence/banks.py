@@ -36,7 +36,16 @@ RECORDED_VERSIONS = (
 FREE_KEYS = tuple(("sweep", key) for key in ("unit", "grace", "allow_mixed", "bank", "keep_params"))
 """Keys of those sections that may change in a run: they decide how the work is done."""
 
-GROWING_KEYS = (("sweep", "members"), ("sweep", "replicate_masks"), ("data", "target_count"))
+SECTIONS = ("data", "poison", "groups", "model", "optim", "sweep", "checkpoint", "joint")
+"""Those of a config that a bank depends on."""
+
+GROWING_KEYS = (
+    ("sweep", "members"),
+    ("sweep", "replicate_masks"),
+    ("joint", "share"),
+    ("joint", "replicate_masks"),
+    ("data", "target_count"),
+)
 """Keys that may rise in a run: the bank gets more members, arms or targets."""
 
 
@@ -202,6 +211,12 @@ def check_same(
         UserError: naming what differs, and both values.
     """
     wanted = new_manifest(experiment, arms, bank.manifest)
+    lacking = sorted(wanted.arms.keys() - bank.manifest.arms.keys())
+    if lacking and not growing and not differences(_grown(bank.manifest, wanted), wanted):
+        raise UserError(
+            f"{bank.store} lacks the arms {', '.join(lacking)}, which this version or config adds; "
+            f"run first: accomplice sweep {path}"
+        )
     stored = _grown(bank.manifest, wanted) if growing else bank.manifest
     differs = differences(stored, wanted)
     if not differs:
@@ -216,13 +231,13 @@ def check_same(
 
 
 def _config_changes(run: Run, new: Config, growing: bool) -> list[tuple[str, Any, Any]]:
-    """Keys that differ in the sections that a bank depends on, with both values."""
+    """Keys that differ in `SECTIONS`, with both values."""
     if not run.config.is_file():
         return []
     old = read_config(run.config)
     return [
         (f"{section}.{key}", before, after)
-        for section in ("data", "poison", "groups", "model", "optim", "sweep", "checkpoint")
+        for section in SECTIONS
         for key, before in dataclasses.asdict(getattr(old, section)).items()
         if before != (after := dataclasses.asdict(getattr(new, section))[key])
         and not _may_change((section, key), before, after, growing)
@@ -236,7 +251,7 @@ def _may_change(key: tuple[str, str], before: Any, after: Any, growing: bool) ->
             return bool(before) == bool(after)
         case ("data", "target_count") if not before:  # which stands for target_fraction
             return False
-        case ("sweep", "alpha"):  # each of them has an arm
+        case ("sweep" | "joint", "alpha"):  # each of them has an arm
             return growing and after[: len(before)] == before
     return key in FREE_KEYS or (growing and key in GROWING_KEYS and after > before)
 

@@ -38,11 +38,15 @@ on a run directory RUN, each stage alone:
   audit RUN                        scores, ranks and flags of the training examples
   verify RUN [--joint]             retrain without what was flagged; --joint: retrain with groups
                                    that act together kept, dropped, and each alone
+  refine RUN [--members N] [--dry-run]
+                                   split the groups that act together, and retrain with the parts
+                                   kept and dropped; --dry-run: only say which, and how often
   report RUN                       write report.html
 and its bank:
   status RUN [--json]              what is done, missing and damaged, how fast it goes
-  export RUN --to npz|parquet|csv --out FILE
-                                   masks, outputs and ids for other tools
+  export RUN --to npz|parquet|csv --out FILE [--like ARM]
+                                   masks, outputs and ids for other tools; --like: of the arms over
+                                   the groups of this one (main)
   merge RUN RUN --out RUN          two banks of one design, made in different places, as one
 
 `accomplice run --help` lists every key of the config with its default.
@@ -50,7 +54,7 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 """
 
 STAGES = ("fit", "audit", "verify", "report")
-COMMANDS = ("run", "sweep", *STAGES, "status", "export", "merge")
+COMMANDS = ("run", "sweep", *STAGES, "refine", "status", "export", "merge")
 DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
 JOINT = "--joint"
@@ -98,8 +102,8 @@ def _dispatch(words: list[str]) -> int:
         return _run_or_sweep(command, rest)
     if command in STAGES:
         return _stage(command, rest)
-    if command in BANK_COMMANDS:
-        return BANK_COMMANDS[command](rest)
+    if command in PARSED:
+        return PARSED[command](rest)
     raise UserError(
         f'unknown command "{command}"; commands are {", ".join(COMMANDS)} (accomplice --help)'
     )
@@ -265,10 +269,16 @@ def _export(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("--to", choices=("npz", "parquet", "csv"), required=True)
     parser.add_argument("--out", metavar="FILE", type=Path, required=True)
+    parser.add_argument(
+        "--like",
+        metavar="ARM",
+        default="main",
+        help="arms over the same groups as this one, as status names them (default: main)",
+    )
     options = parser.parse_args(words)
     from influence.export import export_run
 
-    missing = export_run(options.run, options.to, options.out)
+    missing = export_run(options.run, options.to, options.out, options.like)
     note = f"; {missing:,} members are not done yet and left out" if missing else ""
     print(f"Exported: {options.out.resolve()}{note}")
     return 0
@@ -294,7 +304,28 @@ def _merge(words: list[str]) -> int:
     return 0
 
 
-BANK_COMMANDS = {"status": _status, "export": _export, "merge": _merge}
+def _refine(words: list[str]) -> int:
+    parser = _Parser(
+        "accomplice refine",
+        description="Split the groups that act together into parts, retrain with the parts kept "
+        "and dropped in one more arm of the bank, and find which parts act together.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument(
+        "--members", metavar="N", type=int, help="of the arm (default: as many as before)"
+    )
+    parser.add_argument(DRY_RUN, action="store_true", help="only say what would be made")
+    options = parser.parse_args(words)
+    if options.members is not None and options.members < 8:
+        raise UserError(f"--members {options.members} must be at least 8")
+    pipeline = _start()
+    run, experiment, bank = pipeline.load_experiment(options.run)
+    print(pipeline.refine_stage(run, experiment, bank, options.members, dry_run=options.dry_run))
+    return 0
+
+
+PARSED = {"refine": _refine, "status": _status, "export": _export, "merge": _merge}
+"""Commands with options of their own."""
 
 
 def _start() -> ModuleType:

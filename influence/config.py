@@ -59,6 +59,24 @@ class AuditConfig:
 
 
 @dataclass(frozen=True)
+class JointConfig:
+    """Members over clusters of examples, which show how those act together.
+
+    There are such where the masks of the sweep do not show it: those of single examples, of one
+    size, or of two levels.
+    """
+
+    share: float = 0.25
+    """Members of each alpha, as a share of sweep.members; 0: none, and no joint effects."""
+    alpha: tuple[float, ...] = (0.5, 0.2)
+    """Probability that a cluster is kept: what few do shows at 0.5, what any of many does below."""
+    clusters: int = 100
+    """Clusters of similar examples within a class; where examples have groups, those are taken."""
+    replicate_masks: int = 16
+    """Masks of each alpha that are retrained with sweep.replicate_seeds seeds."""
+
+
+@dataclass(frozen=True)
 class RayConfig:
     """How `accomplice sweep --engine ray` uses a cluster; decides nothing of the results."""
 
@@ -85,6 +103,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     ray: RayConfig = field(default_factory=RayConfig)
@@ -217,12 +236,14 @@ def check(config: Config) -> None:
             raise UserError(f"{key} = {value if value != '' else repr('')} must be {rule}")
 
     sweep, fit, audit, optim = config.sweep, config.fit, config.audit, config.optim
-    require(bool(sweep.alpha), "sweep.alpha", "one or more numbers")
-    for alpha in sweep.alpha:
-        if not 0 < alpha < 1:
-            raise UserError(f"sweep.alpha = {alpha} must be above 0 and below 1")
-    require(len({f"{a:g}" for a in sweep.alpha}) == len(sweep.alpha), "sweep.alpha",
-            "different numbers")  # fmt: skip
+    joint = config.joint
+    for section, alphas in (("sweep", sweep.alpha), ("joint", joint.alpha)):
+        key = f"{section}.alpha"
+        require(bool(alphas), key, "one or more numbers")
+        for alpha in alphas:
+            if not 0 < alpha < 1:
+                raise UserError(f"{key} = {alpha} must be above 0 and below 1")
+        require(len({f"{alpha:g}" for alpha in alphas}) == len(alphas), key, "different numbers")
     require(
         sweep.design != "pairs" or sweep.alpha == (0.5,),
         "sweep.alpha",
@@ -243,8 +264,11 @@ def check(config: Config) -> None:
         named = bool(getattr(config.groups, by))
         require(config.groups.by != by or named, f"groups.{by}", f'given with groups.by = "{by}"')
     require(sweep.members >= 8, "sweep.members", "at least 8")
-    require(sweep.replicate_masks == 0 or sweep.replicate_masks >= 2, "sweep.replicate_masks",
-            "0 or at least 2")  # fmt: skip
+    for section in ("sweep", "joint"):
+        masks = getattr(config, section).replicate_masks
+        require(masks == 0 or masks >= 2, f"{section}.replicate_masks", "0 or at least 2")
+    require(0 <= joint.share <= 10, "joint.share", "from 0 to 10")
+    require(joint.clusters >= 10, "joint.clusters", "at least 10")
     require(0 <= sweep.grace < math.inf, "sweep.grace", "at least 0 and finite")
     require(sweep.replicate_seeds >= 2, "sweep.replicate_seeds", "at least 2")
     require(sweep.width >= 0, "sweep.width", "at least 0")

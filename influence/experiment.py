@@ -5,18 +5,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from influence.config import Config
+from training.arm import ArmSpec
 from training.augment import check_augmentation
 from training.data import Table, content_hash, load
 from training.errors import UserError
 from training.examples import Examples, concatenate, fit_normaliser
-from training.groups import Groups, clusters, from_file, from_values, single
+from training.groups import Groups, GroupsConfig, clusters, from_file, from_values, single
 from training.models import Model, build_model, module_source
 from training.outputs import BUILTIN, OutputFunction, output_function
 from training.poison import Attack, plant
@@ -50,6 +51,17 @@ class Targets:
         return len(self.ids)
 
 
+class Stored(NamedTuple):
+    """What a bank has that its config does not give, or not on every machine with the same bits."""
+
+    groups: Sequence[int] | None = None
+    """The group of each training example; None: to be found."""
+    clusters: Sequence[int] | None = None
+    """The same of the clusters of the joint effects."""
+    refined: tuple[ArmSpec, ...] = ()
+    """Arms that were decided by what earlier ones showed."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """The loaded and poisoned data, and how members are trained on it."""
@@ -58,6 +70,11 @@ class Experiment:
     train: Table
     groups: Groups
     """Of the training examples."""
+    clusters: Groups | None
+    """Of the training examples, for joint effects, which the masks of the sweep do not show; None
+    where they do, or where none are wanted."""
+    refined: tuple[ArmSpec, ...]
+    """Arms that were decided by what earlier ones showed."""
     targets: Targets
     attacks: tuple[Attack, ...]
     class_names: tuple[str, ...]
@@ -80,12 +97,15 @@ class Experiment:
         return "blind" if self.incident_attack is None else "incident"
 
 
-def prepare(config: Config, clustered: Sequence[int] | None = None) -> Experiment:
+NOTHING_STORED = Stored()
+
+
+def prepare(config: Config, stored: Stored = NOTHING_STORED) -> Experiment:
     """Load the data, plant the poison asked for, build groups, model, recipe and targets.
 
     Args:
         config: what to prepare.
-        clustered: the clusters that a bank of these groups has; None: to be found.
+        stored: what the bank has, if there is one.
 
     Raises:
         UserError: anything in the data or the config that does not fit.
@@ -113,7 +133,7 @@ def prepare(config: Config, clustered: Sequence[int] | None = None) -> Experimen
             f"a batch would lose; set it to 0"
         )
     recipe = Recipe(config.optim, fit_normaliser(np.asarray(train.examples.inputs)))
-    groups = _groups(config, train, split.group_values, model, recipe, clustered)
+    groups = _groups(config, train, split.group_values, model, recipe, stored.groups)
     for alpha in config.sweep.alpha:
         if min(alpha, 1 - alpha) * len(groups.names) < 1:
             raise UserError(
@@ -127,6 +147,8 @@ def prepare(config: Config, clustered: Sequence[int] | None = None) -> Experimen
         config,
         train,
         groups,
+        _clusters(config, train, groups, model, recipe, stored.clusters),
+        stored.refined,
         _targets(train, split.targets, incident),
         attacks,
         names,
@@ -136,6 +158,16 @@ def prepare(config: Config, clustered: Sequence[int] | None = None) -> Experimen
         split.vocabulary,
         split.notes,
     )
+
+
+def shows_joint_effects(config: Config, groups: Groups) -> bool:
+    """Whether the masks of the sweep show how groups act together.
+
+    They do where groups are kept independently, and are not every one of many examples: what few of
+    those do together is less than the noise of a few thousand members.
+    """
+    few = not groups.is_single or len(groups.of) <= config.joint.clusters
+    return few and config.sweep.design in ("bernoulli", "pairs")
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
@@ -217,7 +249,7 @@ def _groups(
     values: tuple[Any, ...],
     model: Model,
     recipe: Recipe,
-    clustered: Sequence[int] | None,
+    stored: Sequence[int] | None,
 ) -> Groups:
     match config.groups.by:
         case "column":
@@ -225,11 +257,58 @@ def _groups(
         case "file":
             return from_file(config.groups, len(train))
         case "cluster":
-            # Of another number of examples they are those of another run, which is told later.
-            same = clustered is not None and len(clustered) == len(train)
-            known = np.array(clustered) if same else None
+            known = _of_these(stored, train)
             return clusters(config.groups, train.examples, model, recipe, known)
     return single(train.ids)
+
+
+def _clusters(
+    config: Config,
+    train: Table,
+    groups: Groups,
+    model: Model,
+    recipe: Recipe,
+    stored: Sequence[int] | None,
+) -> Groups | None:
+    """What joint effects are looked for among, where the sweep does not show them."""
+    if reason_against_clusters(config, groups, model, train.examples):
+        return None
+    if not groups.is_single:
+        return groups
+    count = min(max(config.joint.clusters, model.classes), len(train))
+    by = dataclasses.replace(clustering(config, train.examples), count=count)
+    return clusters(by, train.examples, model, recipe, _of_these(stored, train))
+
+
+def clustering(config: Config, examples: Examples) -> GroupsConfig:
+    """How single examples are clustered for joint effects: as groups are, but texts by a model."""
+    features = "model" if _is_text(examples) else config.groups.features
+    return GroupsConfig(by="cluster", features=features, seed=config.groups.seed)
+
+
+def reason_against_clusters(
+    config: Config, groups: Groups, model: Model, examples: Examples
+) -> str | None:
+    """Why a run has no arms of clusters; None where it has them."""
+    if shows_joint_effects(config, groups):
+        return "the masks of the sweep show joint effects"
+    if not config.joint.share:
+        return "joint.share = 0"
+    fewest = max(1 / min(alpha, 1 - alpha) for alpha in config.joint.alpha)
+    if not groups.is_single and len(groups.names) < fewest:
+        return f"{len(groups.names)} groups are too few to keep a share of joint.alpha of them"
+    if groups.is_single and _is_text(examples) and model.features is None:
+        return "texts can be clustered only by a model with a method features(inputs) -> (b, d)"
+    return None
+
+
+def _is_text(examples: Examples) -> bool:
+    return np.asarray(examples.inputs).dtype == np.int32
+
+
+def _of_these(stored: Sequence[int] | None, train: Table) -> Int[np.ndarray, " n"] | None:
+    """Stored groups; of another number of examples they are of another run, as is told later."""
+    return np.array(stored) if stored is not None and len(stored) == len(train) else None
 
 
 def _targets(train: Table, clean: Table, incident: Table | None) -> Targets:

@@ -38,12 +38,12 @@ class _Part(NamedTuple):
         return np.full(len(self.members), self.arm.spec.design.get("alpha", np.nan))
 
 
-def export_run(path: Path, format: str, out: Path) -> int:
+def export_run(path: Path, format: str, out: Path, like: str = "main") -> int:
     """`export` of the bank of the run at `path`."""
-    return export(open_bank(path), format, out)
+    return export(open_bank(path), format, out, like)
 
 
-def export(bank: Bank, format: str, out: Path) -> int:
+def export(bank: Bank, format: str, out: Path, like: str = "main") -> int:
     """Write all members that are done, a unit at a time, and return how many are not.
 
     Each row has its id ("main:17": arm and member), alpha, mask row (replicates share it), status
@@ -54,13 +54,15 @@ def export(bank: Bank, format: str, out: Path) -> int:
         bank: may be in the making.
         format: npz, parquet or csv.
         out: the file; appears whole or not at all.
+        like: the name of an arm: of all arms whose masks are over its groups.
 
     Raises:
-        UserError: no member is done, a unit is damaged, arms are over different groups, or the
-            file cannot be written.
+        UserError: no member is done, a unit is damaged, there is no such arm, or the file cannot
+            be written.
     """
-    _group_of(bank)
-    done = {name: _done_units(arm) for name, arm in bank.arms.items()}
+    group_of = bank.arm(like).spec.group_of
+    of_groups = {n: arm for n, arm in bank.arms.items() if arm.spec.group_of == group_of}
+    done = {name: _done_units(arm) for name, arm in of_groups.items()}
     count = sum(
         len(bank.arm(name).spec.unit_rows(unit)) for name, units in done.items() for unit in units
     )
@@ -75,15 +77,12 @@ def export(bank: Bank, format: str, out: Path) -> int:
         raise UserError(f"cannot write {out} ({reason(error)}); choose another --out") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return sum(arm.spec.members for arm in bank.arms.values()) - count
+    return sum(arm.spec.members for arm in of_groups.values()) - count
 
 
-def _group_of(bank: Bank) -> tuple[int, ...]:
-    """The mask's column of each example."""
-    found = {arm.spec.group_of for arm in bank.arms.values()}
-    if len(found) > 1:
-        raise UserError(f"{bank.store} has arms over different groups, which one file cannot hold")
-    return found.pop() or tuple(range(len(bank.example_ids)))
+def _group_of(bank: Bank, done: dict[str, list[int]]) -> tuple[int, ...]:
+    """The mask's column of each example, which is that of any of the arms."""
+    return bank.arm(next(iter(done))).spec.group_of or tuple(range(len(bank.example_ids)))
 
 
 def _done_units(arm: Arm) -> list[int]:
@@ -100,7 +99,7 @@ def _parts(bank: Bank, done: dict[str, list[int]]) -> Iterator[_Part]:
 
 
 def _write_npz(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -> None:
-    group_of, targets = _group_of(bank), len(bank.target_ids)
+    group_of, targets = _group_of(bank, done), len(bank.target_ids)
     groups = max(group_of) + 1
     small: dict[str, list[Any]] = {"row_ids": [], "mask_rows": [], "alpha": [], "status": []}
     with zipfile.ZipFile(path, "w") as file:
@@ -135,7 +134,7 @@ def _array(file: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, 
 
 
 def _write_parquet(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -> None:
-    group_of, targets = _group_of(bank), len(bank.target_ids)
+    group_of, targets = _group_of(bank, done), len(bank.target_ids)
     groups = max(group_of) + 1
     schema = pa.schema(
         {
@@ -168,7 +167,7 @@ def _write_parquet(bank: Bank, done: dict[str, list[int]], count: int, path: Pat
 def _write_csv(bank: Bank, done: dict[str, list[int]], count: int, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        group_of = np.array(_group_of(bank))
+        group_of = np.array(_group_of(bank, done))
         # Of a group the ids of all its examples.
         ids = [bank.example_ids[group_of == group] for group in range(group_of.max() + 1)]
         kept = ["keeps " + " ".join(map(str, of_group)) for of_group in ids]

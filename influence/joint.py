@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 
 import datamodels
 from datamodels.terms import Term
+from influence.attribution import fit as fit_additive
 from influence.experiment import Targets
 from influence.quality import FALSE_DISCOVERIES, Quality
 from influence.regression import Regression
@@ -15,35 +16,29 @@ from training.errors import UserError
 MOST_MEMBERS = 10_000
 """Members beyond which none is fitted, which takes memory of the square of their number."""
 MOST_GROUPS = 512
-"""Groups beyond which no joint datamodel is fitted: what few of many examples do together is less
+"""Groups beyond which no joint datamodel is fitted: what few of many groups do together is less
 than the noise of a few thousand retrains."""
-DESIGNS = ("bernoulli", "pairs")
-"""Designs that keep groups independently, as joint effects need it."""
+UNDECIDED = 0.5
+"""The false discovery rate up to which a set is worth another look, with more members."""
 
 
 class JointFit(NamedTuple):
-    """What joint datamodels say of a run."""
+    """What joint datamodels say at one level."""
 
-    targets: Int[np.ndarray, " t"]
-    """On which they were fitted, by the experiment's order."""
     terms: list[Term]
-    """Of a false discovery rate over all of them; a term's target is its position in `targets`."""
+    """Of all targets, up to a false discovery rate of `UNDECIDED`; surest first."""
     summary: dict[str, Any]
-    """The `joint` part of the `fit` section of audit.json."""
+    """The level's part of the `joint` part of the `fit` section of audit.json."""
 
 
-def reason_against(design: str, members: int, groups: int, targets: int) -> str | None:
-    """Why a run has no joint datamodels, of so many targets; None where it has."""
-    if not targets:
-        return "fit.joint_targets = 0"
-    if design not in DESIGNS:
-        return f"sweep.design = {design!r} does not keep groups independently"
+def reason_against(members: int, groups: int) -> str | None:
+    """Why no joint datamodel is fitted of so many members; None where one is."""
     if members > MOST_MEMBERS:
         return f"{members:,} members are more than {MOST_MEMBERS:,}, which would take much memory"
     if groups > MOST_GROUPS:
         return (
             f"masks have {groups:,} groups, more than {MOST_GROUPS}: joint effects of so many do "
-            f'not stand out; sweep groups of examples (groups.by = "cluster") into another --out'
+            f"not stand out; sweep fewer, larger groups into another --out"
         )
     return None
 
@@ -71,61 +66,52 @@ def choose_targets(targets: Targets, quality: Quality, count: int) -> Int[np.nda
     return np.concatenate([incident, clean[np.argsort(place, kind="stable")]])[:count]
 
 
-def fit(regression: Regression, targets: Int[np.ndarray, " t"], quality: Quality) -> JointFit:
-    """Fit and judge joint datamodels, and find their terms.
+def fit(regression: Regression) -> JointFit:
+    """Fit and judge joint datamodels of all targets of a regression, and find their terms.
 
     Raises:
         UserError: too few masks, too many alphas, or members were lost depending on their masks.
     """
     fitted = regression.fitted
-    outputs = _columns(fitted.outputs, targets)
+    outputs = fitted.outputs(EVERY)
     alpha = np.squeeze(fitted.alpha)
     try:
         model = datamodels.fit_joint(
             fitted.masks,
             outputs,
             alpha=float(alpha) if alpha.ndim == 0 else alpha,
-            noise_variance=_noise(regression, targets),
+            noise_variance=_noise(regression),
             replicate_of=fitted.draws,
         )
-        terms = model.terms(q=FALSE_DISCOVERIES)
+        terms = model.terms(q=UNDECIDED)
     except ValueError as error:
         raise UserError(f"nothing can be said of joint effects: {error}") from error
+    ((_, quality),) = fit_additive(regression, outputs.shape[1])
     by_arm = {}
     for number, (arm, held_out) in enumerate(
         zip(regression.arms, regression.held_out, strict=True)
     ):
-        actual = _columns(held_out.outputs, targets)
+        actual = held_out.outputs(EVERY)
         by_arm[arm.name] = {
             "alpha": arm.alpha,
             "r2": float(datamodels.r2(model.predict(held_out.masks), actual).mean()),
-            "additive_r2": float(quality.r2[number, targets].mean()),
-            "ceiling": float(quality.ceiling[number, targets].mean()),
+            "additive_r2": float(quality.r2[number].mean()),
+            "ceiling": float(quality.ceiling[number].mean()),
         }
-    summary = {
-        "targets": len(targets),
-        "terms": len(terms),
-        "false_discovery_rate": FALSE_DISCOVERIES,
-        "by_arm": by_arm,
-    }
-    return JointFit(targets, terms, summary)
+    found = sum(term.q_value <= FALSE_DISCOVERIES for term in terms)
+    return JointFit(terms, {"groups": fitted.masks.shape[1], "terms": found, "by_arm": by_arm})
 
 
-def _columns(outputs: Any, targets: Int[np.ndarray, " t"]) -> Float[np.ndarray, "m t"]:
-    """Of targets that stand anywhere."""
-    return np.concatenate([outputs(slice(t, t + 1)) for t in targets.tolist()], axis=1)
+EVERY = slice(None)
 
 
-def _noise(
-    regression: Regression, targets: Int[np.ndarray, " t"]
-) -> Float[np.ndarray, " t"] | None:
+def _noise(regression: Regression) -> Float[np.ndarray, " t"] | None:
     """Variance over seeds, the mean over arms; None where it was not measured."""
     found = []
     for arm in range(len(regression.arms)):
-        for target in targets.tolist():
-            part = regression.replicates(arm, slice(target, target + 1))
-            if part is None:
-                return None
-            found.append(float(datamodels.noise_variance(part.outputs)[0]))
-    variance = np.array(found).reshape(len(regression.arms), -1).mean(0)
+        part = regression.replicates(arm, EVERY)
+        if part is None:
+            return None
+        found.append(datamodels.noise_variance(part.outputs))
+    variance = np.mean(found, axis=0)
     return variance if np.isfinite(variance).all() else None

@@ -10,16 +10,10 @@ from jaxtyping import Bool, Float
 
 from datamodels.design import Listed
 from datamodels.shapes import MOST_ORDER
-from influence.arms import (
-    JOINT_STREAM,
-    alpha_arms,
-    arm_specs,
-    fresh_masks,
-    group_name,
-    main_task,
-)
+from influence.arms import JOINT_STREAM, arm_specs, fresh_masks, main_task
 from influence.counterfactual import interval
 from influence.experiment import Experiment
+from influence.levels import Level, name_of
 from influence.retrains import Planned, beside
 from influence.run import Run
 from influence.terms_file import TermRow
@@ -54,25 +48,33 @@ def cells(order: int) -> Cells:
 
 
 def in_order(rows: Sequence[TermRow]) -> list[TermRow]:
-    """The terms, those first that are to be verified first.
+    """The terms of a level, those first that are to be verified first.
 
-    The surest of every set of groups, then those of sets that act on further targets.
+    The surest of every set of groups, then those of sets that act on further targets; at last what
+    is undecided.
     """
+    undecided = [row for row in rows if row.status == "undecided"]
+    rows = [row for row in rows if row.status != "undecided"]
     seen: dict[tuple[int, ...], int] = {}
     places = []
     for row in rows:
         places.append(seen.setdefault(row.groups, 0))
         seen[row.groups] += 1
-    return [rows[at] for at in np.argsort(places, kind="stable")]
+    return [rows[at] for at in np.argsort(places, kind="stable")] + undecided
 
 
-def _contexts(experiment: Experiment) -> Bool[np.ndarray, "s g"]:
-    """Masks of the groups as the main arms draw them, on draws of their own, in turn by alpha."""
-    audit, arms = experiment.config.audit, alpha_arms(experiment.config.sweep)
-    specs, root = arm_specs(experiment), root_key(experiment.config.audit.seed, JOINT_STREAM)
-    found = np.stack([fresh_masks(specs[arm.main], root, audit.joint_contexts) for arm in arms])
-    contexts = np.arange(audit.joint_contexts)
-    return found[contexts % len(arms), contexts]
+def chosen(experiment: Experiment, rows: Sequence[TermRow]) -> list[TermRow]:
+    """Those terms of a level, given in order, that are verified."""
+    found = [row for row in rows if row.status != "undecided"]
+    return found[: experiment.config.audit.joint_terms]
+
+
+def _contexts(experiment: Experiment, level: Level) -> Bool[np.ndarray, "s g"]:
+    """Masks as the level's arms draw them, on draws of their own, in turn by alpha."""
+    audit, specs = experiment.config.audit, arm_specs(experiment)
+    root, contexts = root_key(audit.seed, JOINT_STREAM), np.arange(audit.joint_contexts)
+    found = np.stack([fresh_masks(specs[arm.main], root, len(contexts)) for arm in level.arms])
+    return found[contexts % len(level.arms), contexts]
 
 
 def task(experiment: Experiment, rows: Sequence[TermRow]) -> Task:
@@ -87,9 +89,9 @@ def _target_ids(rows: Sequence[TermRow]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.target for row in rows))
 
 
-def planned(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> Planned:
-    """The retrains of these terms, and the bank that they go to. Nothing is written."""
-    contexts, config = _contexts(experiment), experiment.config
+def planned(run: Run, experiment: Experiment, level: Level, rows: Sequence[TermRow]) -> Planned:
+    """The retrains of these terms of a level, and the bank that they go to. Nothing is written."""
+    contexts, config = _contexts(experiment, level), experiment.config
     masks, numbers = [], []
     for row in rows:
         for cell in cells(row.order).kept:
@@ -99,7 +101,7 @@ def planned(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> Planne
             # One training key a context, so that its cells differ in their masks alone.
             numbers.append(np.arange(len(contexts)))
     design = Listed(np.concatenate(masks), np.concatenate(numbers))
-    main = arm_specs(experiment)[alpha_arms(config.sweep)[0].main]
+    main = arm_specs(experiment)[level.name]
     spec = dataclasses.replace(
         main,
         name=ARM,
@@ -112,26 +114,30 @@ def planned(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> Planne
     return beside(run, experiment, spec, design, task(experiment, rows).targets, _target_ids(rows))
 
 
-def recalled(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[TermRow]:
-    """The terms in order, with what retrains show that an earlier verification made of them."""
+def recalled(
+    run: Run, experiment: Experiment, level: Level, rows: Sequence[TermRow]
+) -> list[TermRow]:
+    """A level's terms in order, with what an earlier verification showed."""
     ordered = in_order(rows)
-    count = experiment.config.audit.joint_terms
-    if not ordered or planned(run, experiment, ordered[:count]).arm.missing_units():
+    first = chosen(experiment, ordered)
+    if not first or planned(run, experiment, level, first).arm.missing_units():
         return ordered
     try:
-        return [*measure(run, experiment, ordered[:count]), *ordered[count:]]
+        return [*measure(run, experiment, level, first), *ordered[len(first) :]]
     except UserError:  # which verifying tells
         return ordered
 
 
-def measure(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[TermRow]:
-    """The terms with what their retrains show.
+def measure(
+    run: Run, experiment: Experiment, level: Level, rows: Sequence[TermRow]
+) -> list[TermRow]:
+    """The terms of a level with what their retrains show.
 
     Raises:
         UserError: fewer than two contexts of a term are finite.
     """
     ids = _target_ids(rows)
-    read = planned(run, experiment, rows).arm.read()
+    read = planned(run, experiment, level, rows).arm.read()
     outputs = np.where(read.usable[:, None], read.outputs, np.nan)
     found, begin = [], 0
     for row in rows:
@@ -158,9 +164,9 @@ def measure(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> list[T
     return found
 
 
-def line(experiment: Experiment, row: TermRow) -> str:
+def line(experiment: Experiment, level: Level, row: TermRow) -> str:
     """A term, predicted and measured, as one line."""
-    names = [group_name(experiment, group) for group in row.groups[:NAMED]]
+    names = [name_of(experiment, level, group) for group in row.groups[:NAMED]]
     others = f" and {row.order - NAMED} more" if row.order > NAMED else ""
     found = f"{row.joint_effect:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
     measured = f"{row.verified_effect:+.2f} [{row.verified_low:+.2f}, {row.verified_high:+.2f}]"

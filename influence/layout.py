@@ -28,7 +28,7 @@ def with_layout(experiment: Experiment, out: Path) -> Experiment:
         width, microbatch = stored["width"], sweep.microbatch or stored["microbatch"]
     else:
         say("Looking for the fastest layout on this machine")
-        members = sum(member_counts(experiment.config).values())
+        members = sum(member_counts(experiment).values())
         found = find_layout(main_task(experiment), 0, sweep.microbatch, members)
         width, microbatch = found.layout.width, found.layout.microbatch
         source = {0: "from an earlier search", 1: "the sweep is too short for a search"}.get(

@@ -3,22 +3,34 @@
 Every stage can also be called alone on a run directory: it reads what earlier stages wrote.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from datamodels.checks import separation
 from datamodels.design import from_description
-from influence import attribution, detection, joint, joint_verification, quality, verification
+from influence import (
+    attribution,
+    detection,
+    joint,
+    joint_verification,
+    levels,
+    quality,
+    refinement,
+    verification,
+)
 from influence.arms import (
     arm_specs,
-    clusters_of,
     kept_bytes,
     main_task,
     mask_columns,
     read_arms,
+    stored_in,
 )
 from influence.artifacts import (
-    StoredDatamodel,
     load_datamodel,
     read_scores,
     save_datamodel,
@@ -32,11 +44,11 @@ from influence.engines import Engine, LocalEngine, find_work
 from influence.experiment import Experiment, prepare
 from influence.layout import with_layout
 from influence.progress import say
-from influence.regression import Regression, divide
+from influence.regression import divide
 from influence.report import write_report
 from influence.retrains import Planned
 from influence.run import Run, open_run, write_run
-from influence.terms_file import read_terms, rows_of, save_terms
+from influence.terms_file import TermRow, read_terms, rows_of, save_terms
 from training.bank import Bank, require_space
 from training.errors import UserError
 from training.shards import WHOLE, Shard
@@ -66,7 +78,7 @@ def prepare_for(config: Config, out: Path) -> Experiment:
         UserError: as `prepare`; something else stands at `out`.
     """
     bank = find_bank(config, out)
-    return prepare(config, None if bank is None else clusters_of(bank.manifest, config))
+    return prepare(config) if bank is None else prepare(config, stored_in(bank.manifest, config))
 
 
 def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
@@ -78,7 +90,7 @@ def load_experiment(path: Path) -> tuple[Run, Experiment, Bank]:
     run = open_run(path)
     config = read_config(run.config)
     bank = Bank.open(bank_location(config, path))
-    experiment = prepare(config, clusters_of(bank.manifest, config))
+    experiment = prepare(config, stored_in(bank.manifest, config))
     check_same(path, bank, experiment, arm_specs(experiment))
     return run, experiment, bank
 
@@ -166,33 +178,58 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         | {
             "effects": quality.effects_summary(model.found),
             "members_needed": quality.members_needed(regression, targets, model.quality),
-            "joint": _fit_joint(run, experiment, regression, model),
+            "joint": _fit_joint(run, experiment, bank, model.quality),
             "seeds": config.sweep.seeds,
         }
     )
 
 
 def _fit_joint(
-    run: Run, experiment: Experiment, regression: Regression, model: StoredDatamodel
+    run: Run, experiment: Experiment, bank: Bank, additive: quality.Quality
 ) -> dict[str, Any]:
     """Fit joint datamodels of some targets and write their terms; returns what there is to say."""
     config, targets = experiment.config, experiment.targets
-    members, groups = regression.fitted.masks.shape
-    against = joint.reason_against(config.sweep.design, members, groups, config.fit.joint_targets)
+    run.terms.unlink(missing_ok=True)
+    if not config.fit.joint_targets:
+        return {"reason_against": "fit.joint_targets = 0"}
+    against = levels.reason_against(experiment)
     if against is not None:
-        run.terms.unlink(missing_ok=True)
         return {"reason_against": against}
-    chosen = joint.choose_targets(targets, model.quality, config.fit.joint_targets)
-    say(f"Fitting joint datamodels of {len(chosen)} targets")
+    chosen = joint.choose_targets(targets, additive, config.fit.joint_targets)
+    by_level, rows = {}, []
+    for level in levels.levels(experiment):
+        by_level[level.name], own = _fit_level(run, experiment, bank, level, chosen)
+        # The finest level first: it says most exactly which examples.
+        rows = [*own, *rows]
+    save_terms(run, rows)
+    return {
+        "targets": len(chosen),
+        "false_discovery_rate": quality.FALSE_DISCOVERIES,
+        "levels": by_level,
+    }
+
+
+def _fit_level(
+    run: Run,
+    experiment: Experiment,
+    bank: Bank,
+    level: levels.Level,
+    targets: Int[np.ndarray, " t"],
+) -> tuple[dict[str, Any], list[TermRow]]:
+    """What joint datamodels of some targets say at one level, or why they say nothing."""
+    arms = read_arms(bank, experiment, level.arms, targets)
+    members, groups = sum(len(arm.main.masks) for arm in arms), len(level.groups.names)
+    against = joint.reason_against(members, groups)
+    if against is not None:
+        return {"reason_against": against}, []
+    say(f"Fitting joint datamodels of {len(targets)} targets over {groups} groups")
     try:
-        found = joint.fit(regression, chosen, model.quality)
+        found = joint.fit(divide(arms, level.fit, experiment.config.sweep.replicate_seeds))
     except UserError as error:  # nothing else of the run needs it
         say(f"Note: {error}")
-        run.terms.unlink(missing_ok=True)
-        return {"reason_against": str(error)}
-    rows = rows_of(found.terms, [targets.ids[target] for target in chosen.tolist()])
-    save_terms(run, joint_verification.recalled(run, experiment, rows))
-    return found.summary
+        return {"reason_against": str(error)}, []
+    rows = rows_of(found.terms, level.name, [experiment.targets.ids[t] for t in targets.tolist()])
+    return found.summary, joint_verification.recalled(run, experiment, level, rows)
 
 
 def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
@@ -239,6 +276,78 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
         say(f"Warning: {caveat}")
 
 
+def refine_stage(
+    run: Run,
+    experiment: Experiment,
+    bank: Bank,
+    members: int | None = None,
+    *,
+    dry_run: bool = False,
+) -> str:
+    """Split the groups that act together, retrain with the parts kept and dropped, and fit them.
+
+    A refinement that was begun and interrupted is finished instead.
+
+    Args:
+        run: that was fitted.
+        experiment: of the run.
+        bank: which gets one more arm.
+        members: of that arm; None: as many as the level before it.
+        dry_run: only say what it would be.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        UserError: the run has no joint effects.
+    """
+    fitted = _joint_summary(run)
+    finest = levels.levels(experiment)[-1]
+    if finest.name not in fitted["levels"]:
+        say(f"Going on with {finest.name}, which was begun")
+    else:
+        rows = [row for row in read_terms(run) if row.level == finest.name]
+        against = refinement.reason_against(finest, rows)
+        if against is not None:
+            return f"Nothing is retrained: {against}"
+        plan = refinement.refine(experiment, finest, rows, members)
+        if dry_run:
+            return f"Would make {plan}"
+        say(f"Making {plan}")
+        experiment = dataclasses.replace(experiment, refined=(*experiment.refined, *plan.specs))
+        bank = join_bank(run.path, experiment, arm_specs(experiment))
+        write_run(run.path, experiment.config, bank.manifest)
+    run, experiment, bank = sweep_stage(experiment, run.path)
+    finest, config = levels.levels(experiment)[-1], experiment.config
+    additive = load_datamodel(run).quality
+    chosen = joint.choose_targets(experiment.targets, additive, config.fit.joint_targets)
+    summary, rows = _fit_level(run, experiment, bank, finest, chosen)
+    save_terms(run, [*rows, *(row for row in read_terms(run) if row.level != finest.name)])
+    metrics = run.read_audit()
+    metrics["fit"]["joint"] = fitted | {"levels": fitted["levels"] | {finest.name: summary}}
+    run.replace_audit(**metrics)
+    found = sum(row.status != "undecided" for row in rows)
+    return (
+        f"{found} sets of {finest.name} act together; check them by retraining: accomplice verify "
+        f"{run.path} --joint"
+    )
+
+
+def _joint_summary(run: Run) -> dict[str, Any]:
+    """What the fit said of joint effects.
+
+    Raises:
+        UserError: it is of an older version, or has none.
+    """
+    run.require(run.datamodel, "fit")
+    fitted = run.read_audit()["fit"].get("joint")
+    if fitted is None or ("levels" not in fitted and "reason_against" not in fitted):
+        raise UserError(f"the fit is of an older version; run first: accomplice fit {run.path}")
+    if "reason_against" in fitted:
+        raise UserError(f"the run has no joint effects: {fitted['reason_against']}")
+    return fitted
+
+
 def _retrain(run: Run, experiment: Experiment, planned: Planned, task: Task, title: str) -> None:
     """Make what a verification planned and its bank lacks."""
     bank = Bank.create(planned.bank.store.location, planned.bank.manifest)
@@ -248,27 +357,30 @@ def _retrain(run: Run, experiment: Experiment, planned: Planned, task: Task, tit
 
 def verify_joint_stage(run: Run, experiment: Experiment) -> None:
     """Retrain the cells of the surest terms, and write what they show beside what was found."""
-    run.require(run.datamodel, "fit")
-    rows = read_terms(run)
-    chosen = rows[: experiment.config.audit.joint_terms]
-    fitted = run.read_audit()["fit"].get("joint")
-    if fitted is None:
-        raise UserError(f"the fit is of an older version; run first: accomplice fit {run.path}")
-    against = fitted.get("reason_against")
-    if against:
-        raise UserError(f"there are no joint effects to verify: {against}")
-    if not chosen:
+    _joint_summary(run)
+    by_level: dict[str, list[TermRow]] = {}
+    for row in read_terms(run):
+        by_level.setdefault(row.level, []).append(row)
+    verified = []
+    for level in levels.levels(experiment):
+        own = by_level.get(level.name, [])
+        chosen = joint_verification.chosen(experiment, own)
+        if not chosen:
+            continue
+        planned = joint_verification.planned(run, experiment, level, chosen)
+        task = joint_verification.task(experiment, chosen)
+        _retrain(run, experiment, planned, task, f"Verify joint effects: {level.name}")
+        measured = joint_verification.measure(run, experiment, level, chosen)
+        by_level[level.name] = [*measured, *own[len(chosen) :]]
+        save_terms(run, [row for rows in by_level.values() for row in rows])
+        for row in measured:
+            say(joint_verification.line(experiment, level, row))
+        verified += measured
+    if not verified:
         say("No groups were found to act together, so there is nothing to verify")
         return
-    planned = joint_verification.planned(run, experiment, chosen)
-    task = joint_verification.task(experiment, chosen)
-    _retrain(run, experiment, planned, task, "Verify joint effects")
-    measured = joint_verification.measure(run, experiment, chosen)
-    save_terms(run, [*measured, *rows[len(chosen) :]])
-    for row in measured:
-        say(joint_verification.line(experiment, row))
-    confirmed = sum(row.status == "confirmed" for row in measured)
-    say(f"{confirmed} of {len(measured)} joint effects are confirmed by retraining")
+    confirmed = sum(row.status == "confirmed" for row in verified)
+    say(f"{confirmed} of {len(verified)} joint effects are confirmed by retraining")
 
 
 def report_stage(run: Run, experiment: Experiment) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from datamodels.design import from_description
-from influence.arms import clusters_of, main_task
+from influence.arms import main_task, stored_in
 from influence.config import RayConfig, parse_config, write_toml
 from influence.engines import Work
 from influence.experiment import Experiment, prepare
@@ -175,7 +175,7 @@ def _worker(text: str, location: str) -> _Worker:
     """What a worker keeps from task to task: data, bank, and the compiled program."""
     set_up_jax()
     config, bank = parse_config(text, "the config of the driver"), Bank.open(location)
-    experiment = prepare(config, clusters_of(bank.manifest, config))
+    experiment = prepare(config, stored_in(bank.manifest, config))
     sweeper = sweeper_for(experiment, main_task(experiment, bank.manifest))
     sweeper.require_memory()
     if not experiment.config.sweep.allow_mixed:

@@ -19,6 +19,7 @@ from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
 from influence.counterfactual import Change
 from influence.experiment import Experiment
+from influence.levels import levels, name_of
 from influence.quality import FALSE_DISCOVERIES, Quality
 from influence.run import Run
 from influence.terms_file import TermRow, read_terms
@@ -31,7 +32,7 @@ SHOWN_TARGETS = 10
 SHOWN_EFFECTS = 5
 """Of each of them."""
 SHOWN_TERMS = 30
-"""Sets of groups that act together; all are in terms.parquet."""
+"""Sets of groups of one level that act together; all are in terms.parquet."""
 SHOWN_GROUPS = 2
 """Of each of them, unless it is opened."""
 
@@ -67,7 +68,8 @@ def write_report(
         "interval": _interval,
         "small": _small,
     }
-    clean, terms = experiment.targets.clean, read_terms(run)
+    clean = experiment.targets.clean
+    terms = [row for row in read_terms(run) if row.status != "undecided"]
     page = environment.get_template("report.html.j2").render(
         config=experiment.config,
         config_text=run.config.read_text(encoding="utf-8"),
@@ -86,6 +88,7 @@ def write_report(
         shown_groups=SHOWN_GROUPS,
         terms=_shown_terms(experiment, terms),
         joint_plot=_joint_plot(terms),
+        several_levels=len(levels(experiment)) > 1,
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
     )
@@ -132,16 +135,19 @@ def _largest_effects(experiment: Experiment, model: StoredDatamodel) -> list[dic
 
 
 def _shown_terms(experiment: Experiment, rows: Sequence[TermRow]) -> list[dict[str, Any]]:
-    """The surest terms, their groups by name."""
+    """The surest terms of every level, the finest level first, their groups by name."""
+    by_name = {level.name: level for level in levels(experiment)}
+    own = {name: [row for row in rows if row.level == name][:SHOWN_TERMS] for name in by_name}
     return [
         {
             "row": row,
-            "groups": [group_name(experiment, group) for group in row.groups],
+            "groups": [name_of(experiment, by_name[row.level], group) for group in row.groups],
             "curve": _curve(row.response),
             "joint": [row.joint_effect, row.low, row.high],
             "verified": [row.verified_effect, row.verified_low, row.verified_high],
         }
-        for row in rows[:SHOWN_TERMS]
+        for name in reversed(by_name)
+        for row in own[name]
     ]
 
 

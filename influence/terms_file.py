@@ -9,20 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodels.terms import Term
+from influence.quality import FALSE_DISCOVERIES
 from influence.run import Run
 from training.errors import UserError, reason
 from training.files import writing
 
-Status = Literal["found", "confirmed", "failed"]
+Status = Literal["undecided", "found", "confirmed", "failed"]
 
 
 @dataclass(frozen=True)
 class TermRow:
     """A term of a run; effects in output units, positive where keeping groups raises the output."""
 
+    level: str
+    """Whose groups they are: the first arm of that level."""
     target: str
     groups: tuple[int, ...]
-    """Columns of the masks."""
+    """Columns of its masks."""
     order: int
     kind: str
     least: int
@@ -37,18 +40,21 @@ class TermRow:
     verified_low: float | None = None
     verified_high: float | None = None
     status: Status = "found"
-    """found in the bank; then confirmed, or failed, by retraining."""
+    """found in the bank at a false discovery rate of `FALSE_DISCOVERIES`, else undecided; what was
+    found is then confirmed, or failed, by retraining."""
 
 
-def rows_of(terms: Sequence[Term], ids: Sequence[str]) -> list[TermRow]:
+def rows_of(terms: Sequence[Term], level: str, ids: Sequence[str]) -> list[TermRow]:
     """The terms of a fit.
 
     Args:
         terms: of its targets.
+        level: whose groups they are of.
         ids: of those targets.
     """
     return [
         TermRow(
+            level=level,
             target=ids[term.target],
             groups=term.groups,
             order=term.order,
@@ -60,6 +66,7 @@ def rows_of(terms: Sequence[Term], ids: Sequence[str]) -> list[TermRow]:
             group_effect=term.group_effect,
             response=term.response,
             q_value=term.q_value,
+            status="found" if term.q_value <= FALSE_DISCOVERIES else "undecided",
         )
         for term in terms
     ]
@@ -67,6 +74,7 @@ def rows_of(terms: Sequence[Term], ids: Sequence[str]) -> list[TermRow]:
 
 SCHEMA = pa.schema(
     [
+        ("level", pa.string()),
         ("target", pa.string()),
         ("groups", pa.list_(pa.int32())),
         ("order", pa.int32()),
@@ -96,7 +104,7 @@ def save_terms(run: Run, rows: Sequence[TermRow]) -> None:
 
 
 def read_terms(run: Run) -> list[TermRow]:
-    """The terms of a run, in the order of verification; none where no joint datamodel was fitted.
+    """The terms of a run, those of the finest level first; none where none was looked for.
 
     Raises:
         UserError: the file is damaged.

@@ -40,6 +40,9 @@ def private_caches(tmp_path_factory):
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     os.environ["ACCOMPLICE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    # Many tests compile the same program.
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    # Many tests compile the same program, here and in processes of their own.
+    programs = str(tmp_path_factory.mktemp("programs"))
+    jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -23,7 +23,7 @@ SMALL = [
     "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2", "--optim.steps", "20",
     "--fit.held-out", "10", "--audit.seeds", "2", "--poison.label-flip-fraction", "0.1",
     "--poison.backdoor-fraction", "0.0", "--sweep.width", "8", "--fit.joint-targets", "1",
-    "--audit.joint-contexts", "3",
+    "--audit.joint-contexts", "3", "--joint.clusters", "20", "--joint.replicate-masks", "2",
 ]  # fmt: skip
 
 

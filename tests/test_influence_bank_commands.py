@@ -25,6 +25,7 @@ SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 SMALL = [
     "--sweep.members", "40", "--sweep.replicate-masks", "4", "--sweep.replicate-seeds", "2",
     "--sweep.unit", "8", "--sweep.width", "2", "--optim.steps", "20", "--fit.held-out", "10",
+    "--joint.share", "0",
 ]  # fmt: skip
 
 
@@ -139,6 +140,20 @@ def test_export_to_npz(whole, tmp_path, capsys):
     assert found["target_ids"].tolist() == list(bank.target_ids)
     assert found["example_ids"].tolist() == bank.example_ids.tolist()
     assert len({len(found[name]) for name in ("masks", "outputs", "row_ids", "status")}) == 1
+
+
+def test_arms_over_other_groups_are_exported_by_name(tmp_path, capsys):
+    run, out = swept(tmp_path / "run", "--joint.share", "0.25"), tmp_path / "bank.npz"
+    words = ["export", str(run), "--to", "npz", "--out", str(out)]
+    assert main(words) == 0
+    assert np.load(out)["masks"].shape == (48, 200)
+    assert main([*words, "--like", "clusters_0.2"]) == 0
+    found = np.load(out)
+    assert found["masks"].shape == (2 * (10 + 4 * 2), 100)
+    assert found["group_of"].max() == 99
+    capsys.readouterr()
+    assert main([*words, "--like", "parts"]) == 2
+    assert "has no arm parts; it has main, replicates, clusters" in capsys.readouterr().err
 
 
 def test_export_to_parquet(whole, tmp_path):
@@ -409,6 +424,17 @@ def test_an_arm_is_added(tmp_path, whole):
     assert_same_rows(run, whole)
     assert main(["fit", str(run)]) == 0
     assert json.loads((run / "audit.json").read_text())["fit"]["ceiling"] is not None
+
+
+def test_arms_that_a_run_lacks_are_asked_for(copied, capsys):
+    text = (copied / "config.toml").read_text()
+    (copied / "config.toml").write_text(text.replace("share = 0.0", "share = 0.25"))
+    assert main(["fit", str(copied)]) == 2
+    said = capsys.readouterr().err
+    assert "lacks the arms clusters, clusters_0.2" in said
+    assert f"run first: accomplice sweep {copied}" in said
+    assert main(["sweep", str(copied)]) == 0
+    assert main(["fit", str(copied)]) == 0
 
 
 def test_new_targets_need_a_word(copied, capsys):

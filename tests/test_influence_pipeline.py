@@ -431,7 +431,9 @@ def test_a_run_with_a_common_seed_has_no_ceiling_and_says_so(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["run", SMOKE, "--out", str(run), "--sweep.seeds", "common"]) == 0
     assert "All members share one training key" in capsys.readouterr().err
-    assert sorted(path.name for path in (run / "bank").iterdir()) == ["main"]
+    assert sorted(path.name for path in (run / "bank").iterdir()) == [
+        "clusters", "clusters_0.2", "main",
+    ]  # fmt: skip
     audit = read_json(run / "audit.json")
     assert audit["fit"]["ceiling"] is None
     assert audit["fit"]["share_of_ceiling"] is None
@@ -457,7 +459,8 @@ def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
     assert main(words) == 0
     plan = capsys.readouterr().out
     assert not run.exists()
-    assert re.search(r"members   64 main, 12 replicates; 76 left to train\n", plan)
+    clusters = "16 clusters, 12 clusters_replicates, 16 clusters_0.2, 12 clusters_0.2_replicates"
+    assert f"members   64 main, 12 replicates, {clusters}; 132 left to train\n" in plan
     # 60 steps of 20 on 64-32-10, then 268 targets in two blocks of 256.
     products = 2 * (64 * 32 + 32 * 10)
     flops = 60 * 20 * (2 * 2 * 64 * 32 + 3 * 2 * 32 * 10) + 512 * products

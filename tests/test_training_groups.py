@@ -13,7 +13,16 @@ from training.bank import Bank, Manifest, Panel
 from training.data import DataConfig
 from training.errors import UserError
 from training.examples import Examples, fit_normaliser
-from training.groups import NPY, GroupsConfig, _shares, clusters, from_file, from_values, single
+from training.groups import (
+    NPY,
+    GroupsConfig,
+    _shares,
+    clusters,
+    from_file,
+    from_values,
+    single,
+    split,
+)
 from training.models import ModelConfig, build_model
 from training.optim import OptimConfig
 from training.outputs import margin
@@ -53,6 +62,25 @@ def test_clusters_are_the_clouds_that_are_there(features):
     assert found.names[0] == "cluster 0 of class 0"
     again = clusters(GroupsConfig(by="cluster", count=6, features=features), *made)
     np.testing.assert_array_equal(again.of, found.of)
+
+
+def test_groups_are_split_into_parts_of_similar_examples():
+    cloud, *made = made_of(120)
+    config = GroupsConfig(by="cluster", count=6)
+    whole = clusters(GroupsConfig(by="cluster", count=2), *made)
+    of = split(whole, [1], 3, config, *made)
+    # The first class stays whole, the second falls into its three clouds.
+    assert same_parts(of.tolist(), np.where(whole.of == 1, 1 + cloud, 0).tolist())
+    assert sorted(set(of.tolist())) == [0, 1, 2, 3]
+    assert (of[whole.of == 0] == 0).all()
+
+
+def test_small_groups_are_split_into_single_examples():
+    _, *made = made_of(18)
+    groups = clusters(GroupsConfig(by="cluster", count=6), *made)
+    sizes = np.bincount(groups.of)
+    of = split(groups, range(6), int(sizes.max()), GroupsConfig(by="cluster"), *made)
+    assert sorted(of.tolist()) == list(range(18))
 
 
 def test_clusters_found_before_are_taken_as_they_are():

@@ -1,6 +1,7 @@
 """Groups of training examples: what a mask keeps or drops as one."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -160,16 +161,56 @@ def clusters(
     sizes = np.array([(labels == label).sum() for label in present])
     for label, count in zip(present, _shares(sizes, config.count), strict=True):
         rows = np.flatnonzero(labels == label)
-        with warnings.catch_warnings():
-            # Equal examples may leave a cluster empty.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            found = KMeans(count, n_init="auto", random_state=config.seed).fit_predict(
-                features[rows]
-            )
-        used, number = np.unique(found, return_inverse=True)
+        number = _parts(features[rows], count, config.seed)
         of[rows] = first + number
-        first += len(used)
+        first += int(number.max()) + 1
     return _clusters(of, labels, config)
+
+
+def split(
+    groups: Groups,
+    chosen: Sequence[int],
+    parts: int,
+    config: GroupsConfig,
+    examples: Examples,
+    model: Model,
+    recipe: Recipe,
+) -> Int[np.ndarray, " n"]:
+    """The group of each example once some groups are split into parts of similar examples.
+
+    Args:
+        groups: that are split, or stay whole.
+        chosen: which are split.
+        parts: of each, by k-means; of a group with no more examples, every one of them.
+        config: of what features, and the seed.
+        examples: all training examples.
+        model: as in `clusters`.
+        recipe: as in `clusters`.
+
+    Raises:
+        UserError: inputs or a model that cannot be clustered.
+    """
+    features = _features(config, examples, model, recipe)
+    of, first = np.empty(len(groups.of), np.int64), 0
+    for group in range(len(groups.names)):
+        rows = np.flatnonzero(groups.of == group)
+        number = np.zeros(len(rows), np.int64)
+        if group in chosen:
+            number = _parts(features[rows], parts, config.seed)
+        of[rows] = first + number
+        first += int(number.max()) + 1
+    return of
+
+
+def _parts(features: Float[np.ndarray, "r d"], count: int, seed: int) -> Int[np.ndarray, " r"]:
+    """At most so many parts of similar rows, numbered from 0."""
+    if len(features) <= count:
+        return np.arange(len(features))
+    with warnings.catch_warnings():
+        # Equal examples may leave a cluster empty.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(count, n_init="auto", random_state=seed).fit_predict(features)
+    return np.unique(found, return_inverse=True)[1]
 
 
 def _clusters(
