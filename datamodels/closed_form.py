@@ -43,13 +43,15 @@ SETS = 4
 
 
 class Fitted(NamedTuple):
-    """A posterior mean: the covariance with the rows of the fit times coefficients."""
+    """A posterior mean: the covariance with the rows of the fit times coefficients, and weights."""
 
     covariance: Covariance
     signs: Float[Array, "m g"]
     pairs: Int[Array, "p 2"]
     """The groups of each pair."""
     coefficients: Float[Array, " m"]
+    weights: Float[Array, " g"]
+    """What each group adds besides where it is kept."""
 
 
 class Contexts(NamedTuple):
@@ -146,8 +148,9 @@ def _linear(fitted: Fitted, kept: Float[np.ndarray, " g"]) -> _Linear:
     np.add.at(pair, (first, second), own)
     np.add.at(pair, (second, first), own)
     mean = 2 * kept - 1
-    none = coefficients.sum() + main @ mean + mean @ pair @ mean / 2
-    return _Linear(float(none), 2 * (main + pair @ mean), 4 * pair)
+    weights = np.asarray(fitted.weights, np.float64)
+    none = coefficients.sum() + main @ mean + mean @ pair @ mean / 2 + weights @ kept
+    return _Linear(float(none), 2 * (main + pair @ mean) + weights, 4 * pair)
 
 
 def joint_effects(average: Average, sets: Int[np.ndarray, "s k"]) -> Float[np.ndarray, " s"]:

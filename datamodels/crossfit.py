@@ -17,8 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from datamodels.background import Background, background
 from datamodels.closed_form import Average, Contexts, Fitted, average, joint_effects
-from datamodels.process import Process, Settings, distinct, fit_process, predict, signs_of
+from datamodels.process import (
+    Bank,
+    Process,
+    Settings,
+    distinct,
+    fit_process,
+    predict,
+    signs_of,
+)
 from datamodels.scores import Sampling
 from datamodels.shapes import MOST_ORDER
 
@@ -42,29 +51,33 @@ class Half:
     """Rows on which to estimate, and what other rows say of the target."""
 
     fitted: Fitted
-    """Of the other rows."""
+    """Of the other rows, over `groups` alone."""
+    groups: Int[np.ndarray, " k"]
+    """That may act jointly, as far as the other rows say."""
+    weights: Float[np.ndarray, " g"]
+    """Of the additive part, in output units."""
     unit: float
     """Of the fitted outputs, in those of the target."""
     mean: float
-    """Of the other rows' outputs."""
+    """Output with all of `groups` left out, and all others averaged."""
     error: float
     """Standard deviation of what the posterior leaves of its own rows, left out one by one."""
     masks: Bool[np.ndarray, "r g"]
-    alpha: Float[np.ndarray, "#r #g"]
+    alpha: Float[np.ndarray, "r #g"]
     """The probability that each group was kept."""
     residual: Float[np.ndarray, " r"]
     """What the posterior leaves of the outputs."""
     draw: Int[np.ndarray, " r"]
 
     @cached_property
-    def contexts(self) -> Contexts:
-        """What the rows average other groups over."""
-        return contexts_of(self.alpha, self.masks.shape[1])
-
-    @cached_property
     def average(self) -> Average:
         """What the other rows say, in these rows' contexts."""
-        return average(self.fitted, self.contexts)
+        return self._average(MOST_ORDER)
+
+    def _average(self, order: int) -> Average:
+        contexts = contexts_of(self.alpha, self.masks.shape[1])
+        of_groups = contexts._replace(kept=contexts.kept[:, self.groups])
+        return average(self.fitted, of_groups, order=order)
 
     def estimate(self, sets: Int[np.ndarray, "s k"], weights: Float[np.ndarray, "q s"]) -> Estimate:
         """Weighted sums of the joint effects of sets.
@@ -74,18 +87,19 @@ class Half:
             weights: of each sum.
         """
         order = sets.shape[1]
-        own = self.average
-        if order > MOST_ORDER:
-            own = average(self.fitted, self.contexts, order=order)
-        variance = self.alpha * (1 - self.alpha)
+        own = self.average if order <= MOST_ORDER else self._average(order)
+        # Only these groups' columns are looked at; that of -1 is the last, and of ones.
+        used, place = np.unique(np.append(sets.ravel(), -1), return_inverse=True)
+        place = (place[:-1].reshape(sets.shape) - 1) % len(used)
+        alpha = np.broadcast_to(self.alpha, self.masks.shape)[:, used[1:]]
+        variance = alpha * (1 - alpha)
         # Of a group that is always kept, or never, nothing is known.
-        closed = np.zeros(self.masks.shape[1] + 1, bool)
-        closed[:-1] = (variance == 0).all(0)
-        unknown = (weights != 0) @ closed[sets].any(1)
+        closed = np.append((variance == 0).all(0), False)
+        unknown = (weights != 0) @ closed[place].any(1)
         scale = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)
-        centred = (self.masks - self.alpha) * scale
+        centred = (self.masks[:, used[1:]] - alpha) * scale
         wide = np.concatenate([centred, np.ones((len(centred), 1))], axis=1)
-        score = (wide[:, sets].prod(2) @ weights.T) * self.residual[:, None]
+        score = (wide[:, place].prod(2) @ weights.T) * self.residual[:, None]
         _, draw = np.unique(self.draw, return_inverse=True)
         total = np.zeros((draw.max() + 1, len(weights)))
         np.add.at(total, draw, score)
@@ -96,10 +110,36 @@ class Half:
         freedom = len(total) / (len(total) - 1) if several else np.nan
         return Estimate(
             mean
-            + self.unit * weights @ joint_effects(own, sets)
+            + weights @ said_of(own, self.groups, sets, self.unit, self.weights)
             + (self.mean * weights @ (sets < 0).all(1)),
             np.where(unknown, np.nan, np.sqrt(spread * freedom)),
         )
+
+
+def said_of(
+    average: Average,
+    groups: Int[np.ndarray, " k"],
+    sets: Int[np.ndarray, "s w"],
+    unit: float,
+    weights: Float[np.ndarray, " g"],
+) -> Float[np.ndarray, " s"]:
+    """The joint effects of sets in output units, as a posterior over some groups has them.
+
+    Other groups only add up: a single one has its weight, and all with them have nothing.
+
+    Args:
+        average: of the posterior.
+        groups: that it is over, in order.
+        sets: of any groups, then -1.
+        unit: of the posterior.
+        weights: of all groups, in output units.
+    """
+    inside = np.isin(sets, [-1, *groups]).all(1)
+    first = sets.max(1)
+    found = np.where((sets >= 0).sum(1) == 1, weights[first], 0.0)
+    place = np.where(sets[inside] < 0, -1, np.searchsorted(groups, sets[inside]))
+    found[inside] = unit * joint_effects(average, place)
+    return found
 
 
 def contexts_of(alpha: Float[np.ndarray, "#r #g"], groups: int) -> Contexts:
@@ -116,10 +156,50 @@ def pooled(estimates: list[Estimate], rows: list[int]) -> Estimate:
     return Estimate(share @ values, np.sqrt(np.square(share) @ np.square(errors)))
 
 
-def cross_fit(
-    sampling: Sampling, outputs: Float[np.ndarray, " m"], settings: Settings
-) -> tuple[Half, Half]:
-    """Split the draws of one target at random, and fit each half.
+class Side(NamedTuple):
+    """Half of the draws, to estimate on, and what is common to all targets in the other half."""
+
+    sampling: Sampling
+    own: Bool[np.ndarray, " m"]
+    outputs: Float[np.ndarray, "m t"]
+    bank: Bank
+    """Of the other rows."""
+    background: Background
+
+    def half(self, target: int, settings: Settings) -> Half:
+        """Of one target: learn from the other rows."""
+        bank, parts, own = self.bank, self.background, self.own
+        groups, left = parts.groups[target], parts.left[:, target]
+        unit = max(float(left.std()), 1e-30)
+        known = bank.masks[parts.rows][:, groups]
+        of_rows = Bank(known, left[:, None], bank.members[parts.rows], bank.within)
+        process = fit_process(of_rows, left / unit, settings)
+        masks, sampling = self.sampling.masks[own], self.sampling
+        alpha = sampling.alpha if len(sampling.alpha) == 1 else sampling.alpha[own]
+        additive = parts.intercept[target] + masks @ parts.weights[:, target]
+        joint = predict(process, known, masks[:, groups]).astype(np.float64)
+        wide = np.broadcast_to(alpha, (len(masks), masks.shape[1]))
+        others = np.ones(masks.shape[1], bool)
+        others[groups] = False
+        kept = wide[:, others].mean(0) @ parts.weights[others, target]
+        return Half(
+            fitted=fitted(process, known, parts.weights[groups, target] / unit),
+            groups=groups,
+            weights=parts.weights[:, target],
+            unit=unit,
+            mean=float(parts.intercept[target] + kept),
+            error=unit * float(np.sqrt(np.square(process.left_out).mean())),
+            masks=masks,
+            alpha=np.broadcast_to(alpha, (len(masks), alpha.shape[1])),
+            residual=self.outputs[own, target] - additive - unit * joint,
+            draw=sampling.draw[own],
+        )
+
+
+def sides(
+    sampling: Sampling, outputs: Float[np.ndarray, "m t"], *, seed: int = SPLIT
+) -> tuple[Side, Side]:
+    """Split the draws at random, as the seed says, and begin each half of every target.
 
     Raises:
         ValueError: alphas that differ from row to row, as those of two levels; a group that may
@@ -139,42 +219,26 @@ def cross_fit(
         )
     draws = len(sampling.first_row)
     second = np.zeros(draws, bool)
-    second[np.random.default_rng(SPLIT).permutation(draws)[draws // 2 :]] = True
+    second[np.random.default_rng(seed).permutation(draws)[draws // 2 :]] = True
     here = second[sampling.draw]
-    return _half(sampling, outputs, settings, here), _half(sampling, outputs, settings, ~here)
+    return _side(sampling, outputs, here), _side(sampling, outputs, ~here)
 
 
-def _half(
-    sampling: Sampling,
-    outputs: Float[np.ndarray, " m"],
-    settings: Settings,
-    own: Bool[np.ndarray, " m"],
-) -> Half:
-    """Estimates on its own rows, and learns from the others."""
-    bank = distinct(sampling.masks[~own], outputs[~own, None])
-    mean = float(bank.outputs.mean())
-    unit = max(float(bank.outputs.std()), 1e-30)
-    process = fit_process(bank, (bank.outputs[:, 0] - mean) / unit, settings)
-    masks = sampling.masks[own]
-    alpha = sampling.alpha if len(sampling.alpha) == 1 else sampling.alpha[own]
-    predicted = mean + unit * predict(process, bank.masks, masks).astype(np.float64)
-    return Half(
-        fitted=fitted(process, bank.masks),
-        unit=unit,
-        mean=mean,
-        error=unit * float(np.sqrt(np.square(process.left_out).mean())),
-        masks=masks,
-        alpha=np.broadcast_to(alpha, (len(masks), alpha.shape[1])),
-        residual=outputs[own] - predicted,
-        draw=sampling.draw[own],
-    )
+def _side(
+    sampling: Sampling, outputs: Float[np.ndarray, "m t"], own: Bool[np.ndarray, " m"]
+) -> Side:
+    bank = distinct(sampling.masks[~own], outputs[~own])
+    return Side(sampling, own, outputs, bank, background(bank))
 
 
-def fitted(process: Process, masks: Bool[np.ndarray, "m g"]) -> Fitted:
-    """The posterior of a process as its joint effects are read."""
+def fitted(
+    process: Process, masks: Bool[np.ndarray, "m g"], weights: Float[np.ndarray, " g"]
+) -> Fitted:
+    """The posterior of a process, and weights in its unit, as joint effects are read of them."""
     return Fitted(
         jax.tree.map(jnp.asarray, process.covariance),
         signs_of(masks),
         jnp.asarray(process.pairs),
         jnp.asarray(process.coefficients),
+        jnp.asarray(weights, jnp.float32),
     )

@@ -19,8 +19,10 @@ one. The same scores then estimate the effect of a group in place of another, an
 stands w_j less the mean of the others' weights.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,7 +38,7 @@ from datamodels.additive import (
 )
 from datamodels.checks import warn_of_inseparable
 from datamodels.estimates import Effects
-from datamodels.folds import Folds, following
+from datamodels.folds import Fold, Folds, following
 from datamodels.inputs import as_masks, as_outputs, require_finite, require_rows
 from datamodels.scores import Alpha, Sampling, Scores, sampling
 from datamodels.solver import largest_lam, solve, target_blocks
@@ -91,21 +93,44 @@ class PreparedEffects:
     def effects(self, outputs: Float[np.ndarray, "m t"]) -> Effects:
         """The effects on some targets; all rows must be finite."""
         require_finite(self.folds.masks, outputs)
-        products = self.folds.multiply(outputs)
-        rest, nested = self.folds.problems(products), self.folds.nested_problems(products)
-        parts, found = self.folds.parts, []
-        for fold, problem, inner, after in zip(parts, rest, nested, following(parts), strict=True):
-            top = largest_lam(inner)
-            position, _ = choose(lasso_errors([after], [inner], outputs, top), "best")
-            lam = LAM_FRACTIONS[position] * top
-            weights = solve(problem, lam, tolerance=PATH_TOLERANCE).weights
-            # Other rows' mean and masks' mean: neither has seen the fold.
-            residual = outputs[fold.rows] - problem.mean_output
-            residual -= fold.masks @ weights - problem.masks.mean_mask @ weights
+        found = []
+        for fold, weights, residual in _by_fold(self.folds, outputs):
             own = self.sampling.scores(fold.rows, residual)
             share = _in_place(weights) if self.sampling.fixed_size else weights
             found.append(own._replace(total=own.rows * share + own.total))
         return averaged(reduce(Scores.plus, found), self.folds.masks)
+
+
+class _OfFold(NamedTuple):
+    """What additive datamodels of the other rows say of a fold's."""
+
+    fold: Fold
+    weights: Float[np.ndarray, "g t"]
+    residual: Float[np.ndarray, "r t"]
+
+
+def _by_fold(folds: Folds, outputs: Float[np.ndarray, "m t"]) -> Iterator[_OfFold]:
+    """Every fold predicted from the others, among which one chooses the penalty."""
+    products = folds.multiply(outputs)
+    rest, nested = folds.problems(products), folds.nested_problems(products)
+    parts = folds.parts
+    for fold, problem, inner, after in zip(parts, rest, nested, following(parts), strict=True):
+        top = largest_lam(inner)
+        position, _ = choose(lasso_errors([after], [inner], outputs, top), "best")
+        lam = LAM_FRACTIONS[position] * top
+        weights = solve(problem, lam, tolerance=PATH_TOLERANCE).weights
+        # Other rows' mean and masks' mean: neither has seen the fold.
+        residual = outputs[fold.rows] - problem.mean_output
+        residual -= fold.masks @ weights - problem.masks.mean_mask @ weights
+        yield _OfFold(fold, weights, residual)
+
+
+def left_out(folds: Folds, outputs: Float[np.ndarray, "m t"]) -> Float[np.ndarray, "m t"]:
+    """Outputs less their prediction by additive datamodels of other folds."""
+    residual = np.empty(outputs.shape)
+    for own in _by_fold(folds, outputs):
+        residual[own.fold.rows] = own.residual
+    return residual
 
 
 def prepare_effects(

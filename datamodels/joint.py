@@ -10,8 +10,18 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control
 
 from datamodels import terms as joint_terms
-from datamodels.closed_form import Contexts, average, joint_effects
-from datamodels.crossfit import Estimate, Half, contexts_of, cross_fit, fitted, pooled
+from datamodels.background import background
+from datamodels.closed_form import Contexts, Fitted, average
+from datamodels.crossfit import (
+    Estimate,
+    Half,
+    Side,
+    contexts_of,
+    fitted,
+    pooled,
+    said_of,
+    sides,
+)
 from datamodels.estimates import Effects
 from datamodels.inputs import (
     as_masks,
@@ -69,13 +79,18 @@ class Rows(NamedTuple):
 class JointDatamodel:
     """Predicts the outputs of any mask, and says which groups act together, in any order."""
 
+    intercept: Float[np.ndarray, " t"]
+    weights: Float[np.ndarray, "g t"]
+    """The additive part, from dropped to kept, in output units: 0 where groups and masks are few
+    enough for the process to have it all (`datamodels.background`)."""
     masks: Bool[np.ndarray, "d g"]
-    """Distinct, of the fit."""
+    """Distinct, which the process predicts from."""
+    groups: Int[np.ndarray, "t k"]
+    """Those that the process of each target is over."""
     process: Process
-    """Of each target, stacked; for outputs less `mean`, over `scale`."""
-    mean: Float[np.ndarray, " t"]
+    """Of each target, stacked; for what the additive part leaves, over `scale`."""
     scale: Float[np.ndarray, " t"]
-    """Standard deviation of each target's outputs."""
+    """Standard deviation of what the additive part leaves of each target's outputs."""
     noise_variance: Float[np.ndarray, " t"]
     """Over seeds at a fixed mask, as known or as estimated; in squared output units."""
     settings: tuple[Settings, ...]
@@ -90,8 +105,12 @@ class JointDatamodel:
             ValueError: masks that are not zeros and ones, or of other groups.
         """
         unseen = masks_of(self.masks.shape[1], masks)
-        found = [predict(self._process(target), self.masks, unseen) for target in self._targets()]
-        return self.mean + self.scale * np.stack(found, axis=1)
+        found = [
+            predict(self._process(target), self.masks[:, own], unseen[:, own])
+            for target, own in enumerate(self.groups)
+        ]
+        additive = unseen.astype(np.float32) @ self.weights + self.intercept
+        return additive + self.scale * np.stack(found, axis=1)
 
     def terms(self, target: int | None = None, *, q: float = 0.1) -> list[Term]:
         """The sets of groups that act jointly, those that are found most surely first.
@@ -113,11 +132,14 @@ class JointDatamodel:
         if not 0 < q <= 1:
             raise ValueError(f"q = {q} must be above 0 and at most 1")
         targets = self._targets() if target is None else [self._checked(target)]
+        targets = [each for each in targets if not self.diagnostics.constant[each]]
+        if not targets:
+            return []
         drawn = self._sampling()
+        both = self._sides(targets, drawn)
         assessed = {
-            each: joint_terms.assess(self._halves(each, drawn))
-            for each in targets
-            if not self.diagnostics.constant[each]
+            each: joint_terms.assess(self._halves(both, number, each))
+            for number, each in enumerate(targets)
         }
         every = [one for found in assessed.values() for one in found]
         if not every:
@@ -126,12 +148,53 @@ class JointDatamodel:
         q_value_of = {id(one): float(value) for one, value in zip(every, q_values, strict=True)}
         contexts, listed = contexts_of(drawn.alpha, self.masks.shape[1]), []
         for each, found in assessed.items():
-            averaged = average(fitted(self._process(each), self.masks), contexts)
+            averaged = average(self._fitted(each), self._of_groups(contexts, each))
+            others = self._others(contexts, each)
+            place = {group: at for at, group in enumerate(self.groups[each].tolist())}
             passed = [one for one in found if q_value_of[id(one)] <= q]
             for one in joint_terms.without_overlaps(passed):
-                described = joint_terms.describe(averaged, one.groups)
-                listed.append(self._term(each, one, described, q_value_of[id(one)]))
+                # What a half's own groups hold, those of all masks may not.
+                if set(one.groups) <= place.keys():
+                    own = tuple(place[group] for group in one.groups)
+                    described = joint_terms.describe(averaged, own)
+                    listed.append(self._term(each, one, described, q_value_of[id(one)], others))
         return sorted(listed, key=lambda term: (term.p_value, term.target, term.groups))
+
+    def stability(
+        self, terms: Sequence[Term], *, splits: int = 5, seed: int = 0
+    ) -> Float[np.ndarray, " k"]:
+        """How steadily each term would be proposed from half of the masks: a share of halves.
+
+        The masks are split at random again and again, and each half proposes sets (Shah & Samworth
+        2013, complementary pairs). Counted are halves with a set that shares more than half of
+        the groups with the term.
+
+        Args:
+            terms: of this datamodel.
+            splits: each has two halves, and costs a target about as much as its fit.
+            seed: decides them.
+
+        Raises:
+            ValueError: no splits; a target that is not there.
+        """
+        if splits < 1:
+            raise ValueError(f"splits = {splits} must be at least 1")
+        targets = sorted({self._checked(term.target) for term in terms})
+        if not targets:
+            return np.zeros(0)
+        drawn, outputs = self._sampling(), self.rows.outputs[:, targets].astype(np.float64)
+        counted = np.zeros(len(terms))
+        for split in range(splits):
+            both = sides(drawn, outputs, seed=seed + split)
+            for number, target in enumerate(targets):
+                for half in self._halves(both, number, target):
+                    sets = [candidate.groups for candidate in joint_terms.proposed(half)]
+                    counted += [
+                        term.target == target
+                        and any(joint_terms.alike(term.groups, own) for own in sets)
+                        for term in terms
+                    ]
+        return counted / (2 * splits)
 
     def effects(self, target: int, sets: Sequence[Sequence[int]]) -> Estimate:
         """The joint effects of sets that were named beforehand, with standard errors.
@@ -148,7 +211,8 @@ class JointDatamodel:
             ValueError: as `terms`; groups that are not there, or twice in a set.
         """
         own = self._sets(sets)
-        halves = self._halves(self._checked(target), self._sampling())
+        both = self._sides([self._checked(target)], self._sampling())
+        halves = self._halves(both, 0, target)
         parts = [half.estimate(own, np.eye(len(own))) for half in halves]
         return pooled(parts, [len(half.masks) for half in halves])
 
@@ -186,19 +250,20 @@ class JointDatamodel:
         }
         kept, share = (np.asarray(each) for each in averaged[index])
         contexts = Contexts(np.tile(kept[:, None], (1, self.masks.shape[1])), share)
-        posterior = fitted(self._process(self._checked(target)), self.masks)
-        averaged = average(posterior, contexts, order=own.shape[1])
-        found = self.scale[target] * joint_effects(averaged, own)
-        found += self.mean[target] * (own < 0).all(1)
+        posterior = self._fitted(self._checked(target))
+        averaged = average(posterior, self._of_groups(contexts, target), order=own.shape[1])
+        scale, weights = float(self.scale[target]), self.weights[:, target]
+        found = said_of(averaged, self.groups[target], own, scale, weights)
+        found += self._others(contexts, target) * (own < 0).all(1)
         return found / 2.0 ** (own >= 0).sum(1) if index == "fourier" else found
 
     def _targets(self) -> list[int]:
-        return list(range(len(self.mean)))
+        return list(range(len(self.scale)))
 
     def _checked(self, target: int) -> int:
-        if not 0 <= target < len(self.mean):
+        if not 0 <= target < len(self.scale):
             raise ValueError(
-                f"target {target} is not there; the datamodel has {len(self.mean)}, from 0"
+                f"target {target} is not there; the datamodel has {len(self.scale)}, from 0"
             )
         return target
 
@@ -213,9 +278,31 @@ class JointDatamodel:
             replicate_of=self.rows.replicate_of,
         )
 
-    def _halves(self, target: int, drawn: Sampling) -> tuple[Half, Half]:
-        outputs = self.rows.outputs[:, target].astype(np.float64)
-        return cross_fit(drawn, outputs, self.settings[target])
+    def _sides(self, targets: list[int], drawn: Sampling) -> tuple[Side, Side]:
+        return sides(drawn, self.rows.outputs[:, targets].astype(np.float64))
+
+    def _halves(self, both: tuple[Side, Side], number: int, target: int) -> tuple[Half, Half]:
+        """Of a target, which is at this place in the sides."""
+        first, second = both
+        settings = self.settings[target]
+        return first.half(number, settings), second.half(number, settings)
+
+    def _fitted(self, target: int) -> Fitted:
+        """What the datamodel says of the groups that its process is over, over `scale`."""
+        own = self.groups[target]
+        weights = self.weights[own, target] / self.scale[target]
+        return fitted(self._process(target), self.masks[:, own], weights)
+
+    def _of_groups(self, contexts: Contexts, target: int) -> Contexts:
+        """Of the groups that the target's process is over."""
+        return contexts._replace(kept=contexts.kept[:, self.groups[target]])
+
+    def _others(self, contexts: Contexts, target: int) -> float:
+        """What the constant and all other groups add to a mean output."""
+        others = np.ones(self.masks.shape[1], bool)
+        others[self.groups[target]] = False
+        kept = contexts.share @ contexts.kept
+        return float(self.intercept[target] + kept[others] @ self.weights[others, target])
 
     def _sets(self, sets: Sequence[Sequence[int]]) -> Int[np.ndarray, "s k"]:
         groups = self.masks.shape[1]
@@ -234,8 +321,9 @@ class JointDatamodel:
         assessed: joint_terms.Assessed,
         described: joint_terms.Described,
         q_value: float,
+        others: float,
     ) -> Term:
-        response = self.mean[target] + self.scale[target] * np.array(described.response)
+        response = others + self.scale[target] * np.array(described.response)
         joint = assessed.joint
         low, high = Effects(joint.value[:, None], joint.standard_error[:, None]).interval()
         return Term(
@@ -266,7 +354,9 @@ def fit_joint(
 
     The prediction is the posterior mean of a Gaussian process whose covariance is learned by
     marginal likelihood (`datamodels.evidence`). Pairs that stand out of what it leaves get a term
-    of their own. Costs memory of m^2 numbers, and time of m^3 a target.
+    of their own. Where groups or masks are many, an additive datamodel of all comes first, and the
+    covariance is over some of both (`datamodels.background`), so that time and memory a target do
+    not grow beyond.
 
     Args:
         masks: True = kept. Rows are members. Retrains of one mask count as one, of less noise.
@@ -292,25 +382,32 @@ def fit_joint(
     known = _known_noise(bank, noise_variance)
     constant = (rows.outputs == rows.outputs[:1]).all(0)
     constant |= (bank.outputs == bank.outputs[:1]).all(0)
-    mean = bank.outputs.mean(0)
-    scale = np.where(constant, 1, bank.outputs.std(0))
+    parts = background(bank)
+    scale = np.where(constant, 1, parts.left.std(0))
     settings, found = [], []
     for target in range(outputs.shape[1]):
-        scaled = (bank.outputs[:, target] - mean[target]) / scale[target]
+        scaled, groups = parts.left[:, target] / scale[target], parts.groups[target]
+        own = Bank(
+            bank.masks[parts.rows][:, groups], scaled[:, None], bank.members[parts.rows],
+            bank.within,
+        )  # fmt: skip
         noise = None if known is None else float(known[target] / scale[target] ** 2)
-        settings.append(choose_settings(bank, scaled, noise))
-        found.append(fit_process(bank, scaled, settings[-1]))
+        settings.append(choose_settings(own, scaled, noise))
+        found.append(fit_process(own, scaled, settings[-1]))
     process = jax.tree.map(lambda *parts: np.stack(parts), *found)
-    left = np.square(process.left_out).mean(1)
+    left = np.square(process.left_out).mean(1) * scale**2
+    spread = np.where(constant, 1, bank.outputs.var(0))
     diagnostics = JointDiagnostics(
-        left_out_r2=np.where(constant, np.nan, 1 - left),
+        left_out_r2=np.where(constant, np.nan, 1 - left / spread),
         own_mains=np.array([each.own_mains for each in settings]),
         constant=constant,
     )
     return JointDatamodel(
-        masks=bank.masks,
+        intercept=parts.intercept.astype(np.float32),
+        weights=parts.weights,
+        masks=bank.masks[parts.rows],
+        groups=parts.groups,
         process=process,
-        mean=mean.astype(np.float32),
         scale=scale.astype(np.float32),
         noise_variance=process.covariance.noise * scale**2 if known is None else known,
         settings=tuple(settings),

@@ -1,5 +1,6 @@
 """Terms: which sets of groups act together on a target, of what kind, and how sure that is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -79,8 +80,7 @@ def assess(halves: tuple[Half, Half]) -> list[Assessed]:
     """Candidates of each half's posterior, tested on the half's rows, which it has not seen."""
     found: dict[tuple[int, ...], list[tuple[Estimate, float, int]]] = {}
     for half in halves:
-        error = half.error / half.unit / np.sqrt(len(half.masks))
-        for candidate in find_candidates(half.average, error):
+        for candidate in proposed(half):
             joint, p_value = _test(half, candidate)
             found.setdefault(candidate.groups, []).append((joint, p_value, len(half.masks)))
     return [
@@ -95,6 +95,15 @@ def assess(halves: tuple[Half, Half]) -> list[Assessed]:
     ]
 
 
+def proposed(half: Half) -> list[Candidate]:
+    """The sets that the other rows' posterior proposes to the half."""
+    error = half.error / half.unit / np.sqrt(len(half.masks))
+    return [
+        candidate._replace(groups=tuple(half.groups[list(candidate.groups)].tolist()))
+        for candidate in find_candidates(half.average, error)
+    ]
+
+
 def _test(half: Half, candidate: Candidate) -> tuple[Estimate, float]:
     """The joint effect, and how unlikely it is if some group took no part.
 
@@ -102,7 +111,7 @@ def _test(half: Half, candidate: Candidate) -> tuple[Estimate, float]:
     and all of them have to show.
     """
     size = len(candidate.groups)
-    kept, share = half.contexts.kept.mean(1), half.contexts.share
+    kept, share = half.average.contexts.kept.mean(1), half.average.contexts.share
     step = mixed_step(size, candidate.least, kept, share)
     weight = subset_weights(size, kept, share) * step
     held = has(size)
@@ -130,10 +139,14 @@ def without_overlaps(found: list[Assessed]) -> list[Assessed]:
     kept: list[Assessed] = []
     for each in sorted(found, key=lambda each: (each.p_value, each.groups)):
         own = set(each.groups)
-        others = [set(surer.groups) for surer in kept]
-        if not any(own < other or 2 * len(own & other) > len(own | other) for other in others):
+        if not any(own < set(surer.groups) or alike(each.groups, surer.groups) for surer in kept):
             kept.append(each)
     return kept
+
+
+def alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sets share more than half of the groups that they have together."""
+    return 2 * len(set(one) & set(other)) > len(set(one) | set(other))
 
 
 class Described(NamedTuple):

@@ -13,11 +13,6 @@ from influence.quality import FALSE_DISCOVERIES, Quality
 from influence.regression import Regression
 from training.errors import UserError
 
-MOST_MEMBERS = 10_000
-"""Members beyond which none is fitted, which takes memory of the square of their number."""
-MOST_GROUPS = 512
-"""Groups beyond which no joint datamodel is fitted: what few of many groups do together is less
-than the noise of a few thousand retrains."""
 UNDECIDED = 0.5
 """The false discovery rate up to which a set is worth another look, with more members."""
 
@@ -29,18 +24,6 @@ class JointFit(NamedTuple):
     """Of all targets, up to a false discovery rate of `UNDECIDED`; surest first."""
     summary: dict[str, Any]
     """The level's part of the `joint` part of the `fit` section of audit.json."""
-
-
-def reason_against(members: int, groups: int) -> str | None:
-    """Why no joint datamodel is fitted of so many members; None where one is."""
-    if members > MOST_MEMBERS:
-        return f"{members:,} members are more than {MOST_MEMBERS:,}, which would take much memory"
-    if groups > MOST_GROUPS:
-        return (
-            f"masks have {groups:,} groups, more than {MOST_GROUPS}: joint effects of so many do "
-            f"not stand out; sweep fewer, larger groups into another --out"
-        )
-    return None
 
 
 def choose_targets(targets: Targets, quality: Quality, count: int) -> Int[np.ndarray, " t"]:

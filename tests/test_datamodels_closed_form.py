@@ -44,7 +44,7 @@ def some_fitted(rng):
     )
     signs = jnp.asarray(rng.choice([-1.0, 1.0], (20, GROUPS)), jnp.float32)
     coefficients = jnp.asarray(rng.standard_normal(20), jnp.float32)
-    return Fitted(covariance, signs, jnp.asarray(PAIRS), coefficients)
+    return Fitted(covariance, signs, jnp.asarray(PAIRS), coefficients, numbers(GROUPS))
 
 
 def outputs_of_every_mask(fitted):
@@ -52,7 +52,10 @@ def outputs_of_every_mask(fitted):
         return Inputs(signs, signs[:, PAIRS[:, 0]] * signs[:, PAIRS[:, 1]])
 
     left = inputs(jnp.asarray(2.0 * EVERY - 1, jnp.float32))
-    return np.asarray(between(fitted.covariance, left, inputs(fitted.signs)) @ fitted.coefficients)
+    kernel = between(fitted.covariance, left, inputs(fitted.signs))
+    return np.asarray(
+        kernel @ fitted.coefficients + jnp.asarray(EVERY, jnp.float32) @ fitted.weights
+    )
 
 
 def enumerated(outputs, own, kept):

@@ -1,5 +1,6 @@
 """Terms: the sets that act together, their kinds and intervals, on functions that are known."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodels import fit_joint
-from datamodels.crossfit import Estimate, cross_fit, pooled
+from datamodels.crossfit import Estimate, pooled, sides
 from datamodels.estimates import Effects
 from datamodels.process import Settings
 from datamodels.scores import sampling
@@ -234,7 +235,7 @@ def test_intervals_of_joint_effects_cover(together):
         masks, outputs, number = simulated(rng, 400, together)
         alpha = None if together == "complements" else 0.5
         drawn = sampling(masks, alpha, fixed_size=False, replicate_of=number)
-        halves = cross_fit(drawn, outputs, JOINT)
+        halves = [side.half(0, JOINT) for side in sides(drawn, outputs[:, None])]
         parts = [half.estimate(rows, np.eye(len(rows))) for half in halves]
         found = pooled(parts, [len(half.masks) for half in halves])
         low, high = Effects(found.value[:, None], found.standard_error[:, None]).interval()
@@ -320,3 +321,18 @@ def test_rows_without_outputs_are_left_out_with_their_alphas():
     np.testing.assert_array_equal(same.value, expected.value)
     assert same.value[0] == pytest.approx(1, abs=0.1)
     assert same.value[1] == pytest.approx(outputs[1:].mean(), abs=0.05)
+
+
+def test_steady_terms_are_those_that_are_there():
+    rng = np.random.default_rng(5)
+    masks = rng.random((300, 12)) < 0.5
+    outputs = 2.0 * masks[:, [0, 1]].any(1) + 0.3 * masks[:, [2, 3]].all(1)
+    model = fit_joint(masks, (outputs + 0.3 * rng.standard_normal(300))[:, None], alpha=0.5)
+    (sure,) = [term for term in model.terms(q=1.0) if term.groups == (0, 1)]
+    absent = dataclasses.replace(sure, groups=(7, 8))
+    steady = model.stability([sure, absent], splits=3)
+    np.testing.assert_array_equal(steady, [1, 0])
+    np.testing.assert_array_equal(steady, model.stability([sure, absent], splits=3))
+    assert model.stability([]).shape == (0,)
+    with pytest.raises(ValueError, match="splits = 0 must be at least 1"):
+        model.stability([sure], splits=0)

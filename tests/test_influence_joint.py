@@ -14,10 +14,9 @@ from influence.arms import arm_specs
 from influence.cli import main
 from influence.config import Config, JointConfig
 from influence.experiment import Targets, prepare
-from influence.joint import choose_targets, reason_against
+from influence.joint import choose_targets
 from influence.joint_verification import cells, in_order, is_confirmed, measure
-from influence.levels import levels, part_names
-from influence.levels import reason_against as reason_against_all
+from influence.levels import levels, part_names, reason_against
 from influence.pipeline import load_experiment
 from influence.quality import Quality
 from influence.refinement import best_alpha, joint_variance, to_split
@@ -241,12 +240,6 @@ def test_the_incident_and_then_the_worst_of_each_class_are_chosen():
     assert choose_targets(targets, without, 2).tolist() == [6, 2]
 
 
-def test_why_there_are_no_joint_datamodels_is_said():
-    assert reason_against(10_000, 512) is None
-    assert "513 groups, more than 512" in reason_against(100, 513)
-    assert "10,001 members are more than 10,000" in reason_against(10_001, 20)
-
-
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -272,7 +265,7 @@ def test_where_joint_effects_are_looked_for(config, expected):
     experiment = prepare(small)
     found = levels(experiment)
     assert [level.name for level in found] == ([] if expected is None else [expected])
-    assert reason_against_all(experiment) == (None if found else "joint.share = 0")
+    assert reason_against(experiment) == (None if found else "joint.share = 0")
     arms = [name for name in arm_specs(experiment) if name.startswith("clusters")]
     assert bool(arms) == (expected == "clusters")
     for level in found:
