@@ -176,12 +176,13 @@ class Side(NamedTuple):
         process = fit_process(of_rows, left / unit, settings)
         masks, sampling = self.sampling.masks[own], self.sampling
         alpha = sampling.alpha if len(sampling.alpha) == 1 else sampling.alpha[own]
+        alpha = np.broadcast_to(alpha, (len(masks), alpha.shape[1]))
         additive = parts.intercept[target] + masks @ parts.weights[:, target]
         joint = predict(process, known, masks[:, groups]).astype(np.float64)
-        wide = np.broadcast_to(alpha, (len(masks), masks.shape[1]))
         others = np.ones(masks.shape[1], bool)
         others[groups] = False
-        kept = wide[:, others].mean(0) @ parts.weights[others, target]
+        mean_alpha = np.broadcast_to(alpha.mean(0), len(others))
+        kept = mean_alpha[others] @ parts.weights[others, target]
         return Half(
             fitted=fitted(process, known, parts.weights[groups, target] / unit),
             groups=groups,
@@ -190,7 +191,7 @@ class Side(NamedTuple):
             mean=float(parts.intercept[target] + kept),
             error=unit * float(np.sqrt(np.square(process.left_out).mean())),
             masks=masks,
-            alpha=np.broadcast_to(alpha, (len(masks), alpha.shape[1])),
+            alpha=alpha,
             residual=self.outputs[own, target] - additive - unit * joint,
             draw=sampling.draw[own],
         )
