@@ -1,4 +1,4 @@
-"""Claim: joint datamodels of thousands of groups and masks fit into 12 GB and 3 hours on two cores.
+"""Claim: joint datamodels of thousands of groups and masks fit into 12 GB, and what time they take.
 
 Outputs are drawn from known functions of the mask: every target has 40 main effects, and three sets
 that act together among groups of their own: two copies, three copies, and two partners without any

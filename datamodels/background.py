@@ -67,7 +67,8 @@ def background(bank: Bank) -> Background:
             outputs - intercept,
             np.tile(np.arange(groups), (targets, 1)),
         )
-    rows = np.sort(np.random.default_rng(ORDER).permutation(len(masks))[:MOST_MASKS])
+    # Not in order: distinct masks are sorted, and some are cut off again.
+    rows = np.random.default_rng(ORDER).permutation(len(masks))[:MOST_MASKS]
     prepared = prepare(masks, folds=FOLDS)
     intercept, weights, left, chosen = [], [], [], []
     for own in target_blocks(targets):

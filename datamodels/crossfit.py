@@ -166,12 +166,14 @@ class Side(NamedTuple):
     """Of the other rows."""
     background: Background
 
-    def half(self, target: int, settings: Settings) -> Half:
-        """Of one target: learn from the other rows."""
+    def half(self, target: int, settings: Settings, scale: float) -> Half:
+        """Of one target: learn from the other rows, as settings say for outputs over a scale."""
         bank, parts, own = self.bank, self.background, self.own
         groups, left = parts.groups[target], parts.left[:, target]
         unit = max(float(left.std()), 1e-30)
         known = bank.masks[parts.rows][:, groups]
+        if settings.noise is not None:
+            settings = settings._replace(noise=settings.noise * (scale / unit) ** 2)
         of_rows = Bank(known, left[:, None], bank.members[parts.rows], bank.within)
         process = fit_process(of_rows, left / unit, settings)
         masks, sampling = self.sampling.masks[own], self.sampling

@@ -137,8 +137,13 @@ class JointDatamodel:
             return []
         drawn = self._sampling()
         both = self._sides(targets, drawn)
+        # Groups of a half's own that all masks leave out cannot be described.
         assessed = {
-            each: joint_terms.assess(self._halves(both, number, each))
+            each: [
+                one
+                for one in joint_terms.assess(self._halves(both, number, each))
+                if set(one.groups) <= set(self.groups[each].tolist())
+            ]
             for number, each in enumerate(targets)
         }
         every = [one for found in assessed.values() for one in found]
@@ -153,11 +158,9 @@ class JointDatamodel:
             place = {group: at for at, group in enumerate(self.groups[each].tolist())}
             passed = [one for one in found if q_value_of[id(one)] <= q]
             for one in joint_terms.without_overlaps(passed):
-                # What a half's own groups hold, those of all masks may not.
-                if set(one.groups) <= place.keys():
-                    own = tuple(place[group] for group in one.groups)
-                    described = joint_terms.describe(averaged, own)
-                    listed.append(self._term(each, one, described, q_value_of[id(one)], others))
+                own = tuple(place[group] for group in one.groups)
+                described = joint_terms.describe(averaged, own)
+                listed.append(self._term(each, one, described, q_value_of[id(one)], others))
         return sorted(listed, key=lambda term: (term.p_value, term.target, term.groups))
 
     def stability(
@@ -283,9 +286,9 @@ class JointDatamodel:
 
     def _halves(self, both: tuple[Side, Side], number: int, target: int) -> tuple[Half, Half]:
         """Of a target, which is at this place in the sides."""
-        first, second = both
-        settings = self.settings[target]
-        return first.half(number, settings), second.half(number, settings)
+        settings, scale = self.settings[target], float(self.scale[target])
+        first, second = (side.half(number, settings, scale) for side in both)
+        return first, second
 
     def _fitted(self, target: int) -> Fitted:
         """What the datamodel says of the groups that its process is over, over `scale`."""

@@ -59,6 +59,8 @@ DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
 JOINT = "--joint"
 ENGINES = ("local", "ray")
+FEWEST_REFINED = 16
+"""Members of a refined arm, which in complementary pairs are half as many draws."""
 INTERRUPTED = (130, 143)
 """Exit codes of SIGINT and SIGTERM."""
 
@@ -316,8 +318,8 @@ def _refine(words: list[str]) -> int:
     )
     parser.add_argument(DRY_RUN, action="store_true", help="only say what would be made")
     options = parser.parse_args(words)
-    if options.members is not None and options.members < 8:
-        raise UserError(f"--members {options.members} must be at least 8")
+    if options.members is not None and options.members < FEWEST_REFINED:
+        raise UserError(f"--members {options.members} must be at least {FEWEST_REFINED}")
     pipeline = _start()
     run, experiment, bank = pipeline.load_experiment(options.run)
     print(pipeline.refine_stage(run, experiment, bank, options.members, dry_run=options.dry_run))

@@ -29,6 +29,9 @@ NUMERICS_VERSION = 6
 FEWEST_EXAMPLES = 10
 """Training examples below which nothing can be said."""
 
+FEWEST_OF_CLUSTERS = 10
+"""Members of an alpha over clusters below which there are none."""
+
 SPARE_ROWS = 1000
 """Unused rows that a backdoor may try its trigger on."""
 
@@ -294,6 +297,9 @@ def reason_against_clusters(
         return "the masks of the sweep show joint effects"
     if not config.joint.share:
         return "joint.share = 0"
+    members = round(config.joint.share * config.sweep.members)
+    if members < FEWEST_OF_CLUSTERS:
+        return f"joint.share = {config.joint.share} of the members are {members}, too few"
     fewest = max(1 / min(alpha, 1 - alpha) for alpha in config.joint.alpha)
     if not groups.is_single and len(groups.names) < fewest:
         return f"{len(groups.names)} groups are too few to keep a share of joint.alpha of them"

@@ -69,7 +69,8 @@ def fit(regression: Regression) -> JointFit:
         terms = model.terms(q=UNDECIDED)
     except ValueError as error:
         raise UserError(f"nothing can be said of joint effects: {error}") from error
-    ((_, quality),) = fit_additive(regression, outputs.shape[1])
+    parts = [quality for _, quality in fit_additive(regression, outputs.shape[1])]
+    quality = Quality(*(np.concatenate(values, axis=1) for values in zip(*parts, strict=True)))
     by_arm = {}
     for number, (arm, held_out) in enumerate(
         zip(regression.arms, regression.held_out, strict=True)

@@ -189,11 +189,11 @@ def _fit_joint(
 ) -> dict[str, Any]:
     """Fit joint datamodels of some targets and write their terms; returns what there is to say."""
     config, targets = experiment.config, experiment.targets
-    run.terms.unlink(missing_ok=True)
-    if not config.fit.joint_targets:
-        return {"reason_against": "fit.joint_targets = 0"}
     against = levels.reason_against(experiment)
+    if not config.fit.joint_targets:
+        against = "fit.joint_targets = 0"
     if against is not None:
+        run.terms.unlink(missing_ok=True)
         return {"reason_against": against}
     chosen = joint.choose_targets(targets, additive, config.fit.joint_targets)
     by_level, rows = {}, []
@@ -299,9 +299,16 @@ def refine_stage(
         UserError: the run has no joint effects.
     """
     fitted = _joint_summary(run)
-    finest = levels.levels(experiment)[-1]
+    additive, finest = load_datamodel(run).quality, levels.levels(experiment)[-1]
+    if additive.r2.shape[1] != len(experiment.targets):
+        raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
     if finest.name not in fitted["levels"]:
-        say(f"Going on with {finest.name}, which was begun")
+        if dry_run:
+            return f"Would go on with {finest.name}, which was begun"
+        say(f"Going on with {finest.name}, which was begun, with as many members as it has")
+    elif "reason_against" in fitted["levels"][finest.name]:
+        reason = fitted["levels"][finest.name]["reason_against"]
+        return f"Nothing is retrained: of {finest.name}, {reason}"
     else:
         rows = [row for row in read_terms(run) if row.level == finest.name]
         against = refinement.reason_against(finest, rows)
@@ -316,17 +323,19 @@ def refine_stage(
         write_run(run.path, experiment.config, bank.manifest)
     run, experiment, bank = sweep_stage(experiment, run.path)
     finest, config = levels.levels(experiment)[-1], experiment.config
-    additive = load_datamodel(run).quality
     chosen = joint.choose_targets(experiment.targets, additive, config.fit.joint_targets)
     summary, rows = _fit_level(run, experiment, bank, finest, chosen)
     save_terms(run, [*rows, *(row for row in read_terms(run) if row.level != finest.name)])
     metrics = run.read_audit()
     metrics["fit"]["joint"] = fitted | {"levels": fitted["levels"] | {finest.name: summary}}
     run.replace_audit(**metrics)
-    found = sum(row.status != "undecided" for row in rows)
+    if "reason_against" in summary:
+        return f"Nothing can be said of {finest.name}: {summary['reason_against']}"
+    if not summary["terms"]:
+        return f"No sets of {finest.name} were found to act together"
     return (
-        f"{found} sets of {finest.name} act together; check them by retraining: accomplice verify "
-        f"{run.path} --joint"
+        f"{summary['terms']} sets of {finest.name} act together; check them by retraining: "
+        f"accomplice verify {run.path} --joint"
     )
 
 
@@ -337,6 +346,7 @@ def _joint_summary(run: Run) -> dict[str, Any]:
         UserError: it is of an older version, or has none.
     """
     run.require(run.datamodel, "fit")
+    run.require(run.audit, "fit")
     fitted = run.read_audit()["fit"].get("joint")
     if fitted is None or ("levels" not in fitted and "reason_against" not in fitted):
         raise UserError(f"the fit is of an older version; run first: accomplice fit {run.path}")

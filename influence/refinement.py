@@ -144,6 +144,8 @@ def to_split(rows: Sequence[TermRow], sizes: Int[np.ndarray, " g"]) -> list[int]
     room, chosen = (GROWTH - 1) * len(sizes), []
     for group in np.argsort(-stake, kind="stable").tolist():
         more = min(int(sizes[group]), PARTS) - 1
+        if not chosen and len(sizes) < PARTS:  # of few groups one may always be split
+            room = max(room, more)
         if stake[group] > 0 and 0 < more <= room:
             chosen.append(group)
             room -= more

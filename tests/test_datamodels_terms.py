@@ -235,7 +235,7 @@ def test_intervals_of_joint_effects_cover(together):
         masks, outputs, number = simulated(rng, 400, together)
         alpha = None if together == "complements" else 0.5
         drawn = sampling(masks, alpha, fixed_size=False, replicate_of=number)
-        halves = [side.half(0, JOINT) for side in sides(drawn, outputs[:, None])]
+        halves = [side.half(0, JOINT, 1.0) for side in sides(drawn, outputs[:, None])]
         parts = [half.estimate(rows, np.eye(len(rows))) for half in halves]
         found = pooled(parts, [len(half.masks) for half in halves])
         low, high = Effects(found.value[:, None], found.standard_error[:, None]).interval()

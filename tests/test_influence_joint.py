@@ -134,6 +134,9 @@ def test_groups_that_act_together_are_split_and_fitted_anew(run, tmp_path, capsy
     save_terms(copied, before)
     (copied.path / "bank" / "refined_1" / "0" / "done" / "000001.json").unlink()
     capsys.readouterr()
+    assert main(["refine", str(copied.path), "--dry-run"]) == 0
+    assert "Would go on with refined_1, which was begun" in capsys.readouterr().out
+    assert read_terms(copied) == before
     assert main(words) == 0
     assert "Going on with refined_1, which was begun" in capsys.readouterr().err
     assert set(Bank.open(copied.path).arms) - set(Bank.open(run.path).arms) == {
@@ -157,6 +160,7 @@ def test_those_groups_are_split_that_have_most_at_stake():
     # Of group 1 there is nothing to split, and of 5 and 6 nothing is known.
     assert to_split(rows, sizes) == [0, 3, 4]
     assert to_split([rows[2]], sizes) == [4]
+    assert to_split([row(groups=(0, 1))], np.array([100, 100])) == [0]
     confirmed = dataclasses.replace(rows[1], verified_effect=20.0, status="confirmed")
     assert to_split([rows[0], confirmed, rows[2]], sizes) == [2, 3, 4]
 
@@ -254,7 +258,11 @@ def test_the_incident_and_then_the_worst_of_each_class_are_chosen():
             ),
             "clusters",
         ),
-        (Config(joint=JointConfig(share=0.0)), None),
+        (Config(joint=JointConfig(share=0.0)), "joint.share = 0"),
+        (
+            Config(joint=JointConfig(share=0.02), sweep=SweepConfig(members=100)),
+            "joint.share = 0.02 of the members are 2, too few",
+        ),
     ],
 )
 def test_where_joint_effects_are_looked_for(config, expected):
@@ -264,8 +272,9 @@ def test_where_joint_effects_are_looked_for(config, expected):
     )  # fmt: skip
     experiment = prepare(small)
     found = levels(experiment)
-    assert [level.name for level in found] == ([] if expected is None else [expected])
-    assert reason_against(experiment) == (None if found else "joint.share = 0")
+    assert [level.name for level in found] == ([expected] if found else [])
+    assert reason_against(experiment) == (None if found else expected)
+    assert bool(found) == (expected in ("main", "clusters"))
     arms = [name for name in arm_specs(experiment) if name.startswith("clusters")]
     assert bool(arms) == (expected == "clusters")
     for level in found:

@@ -20,7 +20,7 @@ SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 SMALL = [
     "--sweep.members", "16", "--sweep.replicate-masks", "4", "--sweep.replicate-seeds", "2",
     "--sweep.unit", "8", "--sweep.width", "2", "--optim.steps", "10", "--optim.batch-size", "8",
-    "--fit.held-out", "4",
+    "--fit.held-out", "4", "--joint.share", "1",
 ]  # fmt: skip
 IMAGES = [*SMALL, "--poison.pair-flip-fraction", "0.05", "--poison.pair-flip-to", "3"]
 TEXTS = [
@@ -58,7 +58,7 @@ OF_IMAGES = {
     # Of the clusters of joint effects:
     "groups.features": "model",
     "groups.seed": "1",
-    "joint.share": "0.1",
+    "joint.share": "0.7",
     "joint.alpha": "0.3",
     "joint.clusters": "50",
     "joint.replicate_masks": "3",

@@ -83,6 +83,14 @@ def test_small_groups_are_split_into_single_examples():
     assert sorted(of.tolist()) == list(range(18))
 
 
+def test_groups_of_copies_are_split_too():
+    _, examples, model, recipe = made_of(60)
+    copies = Examples(np.tile(np.asarray(examples.inputs)[:1], (60, 1)), examples.labels)
+    groups = single(np.arange(2))._replace(of=np.repeat([0, 1], 30))
+    of = split(groups, [1], 4, GroupsConfig(by="cluster"), copies, model, recipe)
+    assert np.bincount(of).tolist() == [30, 8, 8, 7, 7]
+
+
 def test_clusters_found_before_are_taken_as_they_are():
     _, *made = made_of(60)
     config = GroupsConfig(by="cluster", count=6)

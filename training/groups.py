@@ -197,6 +197,8 @@ def split(
         number = np.zeros(len(rows), np.int64)
         if group in chosen:
             number = _parts(features[rows], parts, config.seed)
+            if not number.any():  # all of them are equal
+                number = np.arange(len(rows)) % parts
         of[rows] = first + number
         first += int(number.max()) + 1
     return of
