@@ -52,6 +52,23 @@ class Background(NamedTuple):
     groups: Int[np.ndarray, "t k"]
     """Those that the covariance of each target is over, in their order."""
 
+    def of_target(self, bank: Bank, target: int) -> Bank:
+        """The masks and groups that a target's covariance is over, and what is left there."""
+        rows, left = self.rows, self.left[:, [target]]
+        masks = bank.masks[rows][:, self.groups[target]]
+        return Bank(masks, left, bank.members[rows], bank.within)
+
+
+def others(
+    intercept: float,
+    weights: Float[np.ndarray, " g"],
+    groups: Int[np.ndarray, " k"],
+    kept: Float[np.ndarray, " g"],
+) -> float:
+    """What the constant and all groups but some add to a mean output, each kept so often."""
+    without = np.delete(np.arange(len(weights)), groups)
+    return float(intercept + kept[without] @ weights[without])
+
 
 def background(bank: Bank) -> Background:
     """The additive part of all targets of a bank."""

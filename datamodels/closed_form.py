@@ -62,6 +62,10 @@ class Contexts(NamedTuple):
     share: Float[np.ndarray, " l"]
     """Of each part."""
 
+    def of(self, groups: Int[np.ndarray, " k"]) -> "Contexts":
+        """Some groups alone."""
+        return self._replace(kept=self.kept[:, groups])
+
 
 class _Kernels(NamedTuple):
     """The joint parts of a posterior mean as sums over product kernels."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from datamodels.background import Background, background
+from datamodels.background import Background, background, others
 from datamodels.closed_form import Average, Contexts, Fitted, average, joint_effects
 from datamodels.process import (
     Bank,
@@ -76,8 +76,7 @@ class Half:
 
     def _average(self, order: int) -> Average:
         contexts = contexts_of(self.alpha, self.masks.shape[1])
-        of_groups = contexts._replace(kept=contexts.kept[:, self.groups])
-        return average(self.fitted, of_groups, order=order)
+        return average(self.fitted, contexts.of(self.groups), order=order)
 
     def estimate(self, sets: Int[np.ndarray, "s k"], weights: Float[np.ndarray, "q s"]) -> Estimate:
         """Weighted sums of the joint effects of sets.
@@ -168,29 +167,24 @@ class Side(NamedTuple):
 
     def half(self, target: int, settings: Settings, scale: float) -> Half:
         """Of one target: learn from the other rows, as settings say for outputs over a scale."""
-        bank, parts, own = self.bank, self.background, self.own
-        groups, left = parts.groups[target], parts.left[:, target]
-        unit = max(float(left.std()), 1e-30)
-        known = bank.masks[parts.rows][:, groups]
+        parts, own, groups = self.background, self.own, self.background.groups[target]
+        bank = parts.of_target(self.bank, target)
+        unit = max(float(bank.outputs.std()), 1e-30)
         if settings.noise is not None:
             settings = settings._replace(noise=settings.noise * (scale / unit) ** 2)
-        of_rows = Bank(known, left[:, None], bank.members[parts.rows], bank.within)
-        process = fit_process(of_rows, left / unit, settings)
+        process = fit_process(bank, bank.outputs[:, 0] / unit, settings)
         masks, sampling = self.sampling.masks[own], self.sampling
         alpha = sampling.alpha if len(sampling.alpha) == 1 else sampling.alpha[own]
         alpha = np.broadcast_to(alpha, (len(masks), alpha.shape[1]))
         additive = parts.intercept[target] + masks @ parts.weights[:, target]
-        joint = predict(process, known, masks[:, groups]).astype(np.float64)
-        others = np.ones(masks.shape[1], bool)
-        others[groups] = False
-        mean_alpha = np.broadcast_to(alpha.mean(0), len(others))
-        kept = mean_alpha[others] @ parts.weights[others, target]
+        joint = predict(process, bank.masks, masks[:, groups]).astype(np.float64)
+        kept, weights = np.broadcast_to(alpha.mean(0), masks.shape[1]), parts.weights[:, target]
         return Half(
-            fitted=fitted(process, known, parts.weights[groups, target] / unit),
+            fitted=fitted(process, bank.masks, weights[groups] / unit),
             groups=groups,
-            weights=parts.weights[:, target],
+            weights=weights,
             unit=unit,
-            mean=float(parts.intercept[target] + kept),
+            mean=others(float(parts.intercept[target]), weights, groups, kept),
             error=unit * float(np.sqrt(np.square(process.left_out).mean())),
             masks=masks,
             alpha=alpha,

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control
 
 from datamodels import terms as joint_terms
-from datamodels.background import background
+from datamodels.background import background, others
 from datamodels.closed_form import Contexts, Fitted, average
 from datamodels.crossfit import (
     Estimate,
@@ -153,14 +153,14 @@ class JointDatamodel:
         q_value_of = {id(one): float(value) for one, value in zip(every, q_values, strict=True)}
         contexts, listed = contexts_of(drawn.alpha, self.masks.shape[1]), []
         for each, found in assessed.items():
-            averaged = average(self._fitted(each), self._of_groups(contexts, each))
-            others = self._others(contexts, each)
+            averaged = average(self._fitted(each), contexts.of(self.groups[each]))
+            rest = self._others(contexts, each)
             place = {group: at for at, group in enumerate(self.groups[each].tolist())}
             passed = [one for one in found if q_value_of[id(one)] <= q]
             for one in joint_terms.without_overlaps(passed):
                 own = tuple(place[group] for group in one.groups)
                 described = joint_terms.describe(averaged, own)
-                listed.append(self._term(each, one, described, q_value_of[id(one)], others))
+                listed.append(self._term(each, one, described, q_value_of[id(one)], rest))
         return sorted(listed, key=lambda term: (term.p_value, term.target, term.groups))
 
     def stability(
@@ -254,7 +254,7 @@ class JointDatamodel:
         kept, share = (np.asarray(each) for each in averaged[index])
         contexts = Contexts(np.tile(kept[:, None], (1, self.masks.shape[1])), share)
         posterior = self._fitted(self._checked(target))
-        averaged = average(posterior, self._of_groups(contexts, target), order=own.shape[1])
+        averaged = average(posterior, contexts.of(self.groups[target]), order=own.shape[1])
         scale, weights = float(self.scale[target]), self.weights[:, target]
         found = said_of(averaged, self.groups[target], own, scale, weights)
         found += self._others(contexts, target) * (own < 0).all(1)
@@ -296,16 +296,10 @@ class JointDatamodel:
         weights = self.weights[own, target] / self.scale[target]
         return fitted(self._process(target), self.masks[:, own], weights)
 
-    def _of_groups(self, contexts: Contexts, target: int) -> Contexts:
-        """Of the groups that the target's process is over."""
-        return contexts._replace(kept=contexts.kept[:, self.groups[target]])
-
     def _others(self, contexts: Contexts, target: int) -> float:
         """What the constant and all other groups add to a mean output."""
-        others = np.ones(self.masks.shape[1], bool)
-        others[self.groups[target]] = False
-        kept = contexts.share @ contexts.kept
-        return float(self.intercept[target] + kept[others] @ self.weights[others, target])
+        kept, weights = contexts.share @ contexts.kept, self.weights[:, target]
+        return others(float(self.intercept[target]), weights, self.groups[target], kept)
 
     def _sets(self, sets: Sequence[Sequence[int]]) -> Int[np.ndarray, "s k"]:
         groups = self.masks.shape[1]
@@ -324,9 +318,9 @@ class JointDatamodel:
         assessed: joint_terms.Assessed,
         described: joint_terms.Described,
         q_value: float,
-        others: float,
+        rest: float,
     ) -> Term:
-        response = others + self.scale[target] * np.array(described.response)
+        response = rest + self.scale[target] * np.array(described.response)
         joint = assessed.joint
         low, high = Effects(joint.value[:, None], joint.standard_error[:, None]).interval()
         return Term(
@@ -389,11 +383,8 @@ def fit_joint(
     scale = np.where(constant, 1, parts.left.std(0))
     settings, found = [], []
     for target in range(outputs.shape[1]):
-        scaled, groups = parts.left[:, target] / scale[target], parts.groups[target]
-        own = Bank(
-            bank.masks[parts.rows][:, groups], scaled[:, None], bank.members[parts.rows],
-            bank.within,
-        )  # fmt: skip
+        own = parts.of_target(bank, target)
+        scaled = own.outputs[:, 0] / scale[target]
         noise = None if known is None else float(known[target] / scale[target] ** 2)
         settings.append(choose_settings(own, scaled, noise))
         found.append(fit_process(own, scaled, settings[-1]))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float32, Int, Key
 
 from datamodels.design import Bernoulli, Drawn, FixedSize, Pairs, TwoLevel, from_description
 from influence.config import Config, JointConfig
-from influence.experiment import Experiment, Stored
+from influence.experiment import Experiment, Stored, cluster_members
 from influence.members import Members
 from training.arm import Arm, ArmSpec
 from training.bank import Bank, Manifest
@@ -87,7 +87,7 @@ def member_counts(experiment: Experiment) -> dict[str, int]:
     sweep, joint = experiment.config.sweep, experiment.config.joint
     counts = _counts(sweep, alpha_arms(sweep), sweep.members, sweep.replicate_masks)
     if experiment.clusters is not None:
-        members = round(joint.share * sweep.members)
+        members = cluster_members(experiment.config)
         counts |= _counts(sweep, cluster_arms(joint), members, joint.replicate_masks)
     return counts | {spec.name: spec.members for spec in experiment.refined}
 

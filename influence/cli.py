@@ -321,8 +321,8 @@ def _refine(words: list[str]) -> int:
     if options.members is not None and options.members < FEWEST_REFINED:
         raise UserError(f"--members {options.members} must be at least {FEWEST_REFINED}")
     pipeline = _start()
-    run, experiment, bank = pipeline.load_experiment(options.run)
-    print(pipeline.refine_stage(run, experiment, bank, options.members, dry_run=options.dry_run))
+    run, experiment, _ = pipeline.load_experiment(options.run)
+    print(pipeline.refine_stage(run, experiment, options.members, dry_run=options.dry_run))
     return 0
 
 

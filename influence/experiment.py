@@ -283,6 +283,11 @@ def _clusters(
     return clusters(by, train.examples, model, recipe, _of_these(stored, train))
 
 
+def cluster_members(config: Config) -> int:
+    """Members of each alpha over clusters."""
+    return round(config.joint.share * config.sweep.members)
+
+
 def clustering(config: Config, examples: Examples) -> GroupsConfig:
     """How single examples are clustered for joint effects: as groups are, but texts by a model."""
     features = "model" if _is_text(examples) else config.groups.features
@@ -297,7 +302,7 @@ def reason_against_clusters(
         return "the masks of the sweep show joint effects"
     if not config.joint.share:
         return "joint.share = 0"
-    members = round(config.joint.share * config.sweep.members)
+    members = cluster_members(config)
     if members < FEWEST_OF_CLUSTERS:
         return f"joint.share = {config.joint.share} of the members are {members}, too few"
     fewest = max(1 / min(alpha, 1 - alpha) for alpha in config.joint.alpha)

@@ -16,7 +16,12 @@ from influence.arms import (
     sized_name,
 )
 from influence.config import FitConfig
-from influence.experiment import Experiment, reason_against_clusters, shows_joint_effects
+from influence.experiment import (
+    Experiment,
+    cluster_members,
+    reason_against_clusters,
+    shows_joint_effects,
+)
 from training.arm import ArmSpec
 from training.groups import Groups, single
 
@@ -38,7 +43,7 @@ def levels(experiment: Experiment) -> list[Level]:
     """From coarse to fine; none where the run has no arms that show joint effects."""
     config, found = experiment.config, []
     if experiment.clusters is not None:
-        arms, members = cluster_arms(config.joint), round(config.joint.share * config.sweep.members)
+        arms, members = cluster_arms(config.joint), cluster_members(config)
         found = [_level(experiment, experiment.clusters, arms, members)]
     elif shows_joint_effects(config, experiment.groups):
         groups = experiment.groups if masks_groups(experiment) else single(experiment.train.ids)

@@ -276,7 +276,6 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
 def refine_stage(
     run: Run,
     experiment: Experiment,
-    bank: Bank,
     members: int | None = None,
     *,
     dry_run: bool = False,
@@ -287,8 +286,7 @@ def refine_stage(
 
     Args:
         run: that was fitted.
-        experiment: of the run.
-        bank: which gets one more arm.
+        experiment: of the run, whose bank gets one more arm.
         members: of that arm; None: as many as the level before it.
         dry_run: only say what it would be.
 
@@ -319,8 +317,6 @@ def refine_stage(
             return f"Would make {plan}"
         say(f"Making {plan}")
         experiment = dataclasses.replace(experiment, refined=(*experiment.refined, *plan.specs))
-        bank = join_bank(run.path, experiment, arm_specs(experiment))
-        write_run(run.path, experiment.config, bank.manifest)
     run, experiment, bank = sweep_stage(experiment, run.path)
     finest, config = levels.levels(experiment)[-1], experiment.config
     chosen = joint.choose_targets(experiment.targets, additive, config.fit.joint_targets)

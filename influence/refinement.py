@@ -141,11 +141,10 @@ def to_split(rows: Sequence[TermRow], sizes: Int[np.ndarray, " g"]) -> list[int]
     for row in rows:
         effect = row.joint_effect if row.verified_effect is None else row.verified_effect
         stake[list(row.groups)] += abs(effect) * (1 - row.q_value) / row.order
-    room, chosen = (GROWTH - 1) * len(sizes), []
+    # Of few groups one may always be split.
+    room, chosen = max((GROWTH - 1) * len(sizes), PARTS - 1), []
     for group in np.argsort(-stake, kind="stable").tolist():
         more = min(int(sizes[group]), PARTS) - 1
-        if not chosen and len(sizes) < PARTS:  # of few groups one may always be split
-            room = max(room, more)
         if stake[group] > 0 and 0 < more <= room:
             chosen.append(group)
             room -= more
