@@ -303,6 +303,11 @@ class JointDatamodel:
 
     def _sets(self, sets: Sequence[Sequence[int]]) -> Int[np.ndarray, "s k"]:
         groups = self.masks.shape[1]
+        for each in sets:
+            if not isinstance(each, Sequence | np.ndarray):
+                raise ValueError(
+                    f"each set must be a sequence of groups, got {each!r}; for one set: [(3, 5)]"
+                )
         padded = np.full((len(sets), max([1, *map(len, sets)])), -1)
         for row, each in enumerate(sets):
             if len(set(each)) < len(each) or not all(0 <= group < groups for group in each):

@@ -11,7 +11,7 @@ from datamodels.design import Bernoulli, Drawn, FixedSize, Pairs, TwoLevel, from
 from influence.config import Config, JointConfig
 from influence.experiment import Experiment, Stored, cluster_members
 from influence.members import Members
-from training.arm import Arm, ArmSpec
+from training.arm import TARGET_BLOCK, Arm, ArmSpec
 from training.bank import Bank, Manifest
 from training.errors import UserError
 from training.groups import Groups, describe
@@ -320,9 +320,12 @@ def _members(arm: Arm, columns: Int[np.ndarray, " t"]) -> Members:
 
     def outputs(targets: slice) -> Float32[np.ndarray, "m b"]:
         wanted = columns[targets]
-        # Targets that came later stand elsewhere in the bank, but seldom one by one.
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-        parts = [arm.read_outputs(slice(int(run[0]), int(run[-1]) + 1)) for run in runs]
+        # Those of one stored block, which is read as a whole, come from one reading.
+        blocks = np.split(wanted, np.flatnonzero(np.diff(wanted // TARGET_BLOCK)) + 1)
+        parts = []
+        for block in blocks:
+            first, last = int(block.min()), int(block.max())
+            parts.append(arm.read_outputs(slice(first, last + 1))[:, block - first])
         return np.concatenate(parts, axis=1)
 
     everyone = np.arange(spec.members)

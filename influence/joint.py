@@ -78,15 +78,21 @@ def fit(regression: Regression) -> JointFit:
         actual = held_out.outputs(EVERY)
         by_arm[arm.name] = {
             "alpha": arm.alpha,
-            "r2": float(datamodels.r2(model.predict(held_out.masks), actual).mean()),
-            "additive_r2": float(quality.r2[number].mean()),
-            "ceiling": float(quality.ceiling[number].mean()),
+            "r2": _mean(datamodels.r2(model.predict(held_out.masks), actual)),
+            "additive_r2": _mean(quality.r2[number]),
+            "ceiling": _mean(quality.ceiling[number]),
         }
     found = sum(term.q_value <= FALSE_DISCOVERIES for term in terms)
     return JointFit(terms, {"groups": fitted.masks.shape[1], "terms": found, "by_arm": by_arm})
 
 
 EVERY = slice(None)
+
+
+def _mean(values: Float[np.ndarray, " t"]) -> float:
+    """Over the targets that have a value: a constant one has none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _noise(regression: Regression) -> Float[np.ndarray, " t"] | None:

@@ -89,14 +89,24 @@ def _target_ids(rows: Sequence[TermRow]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.target for row in rows))
 
 
+def _sets(rows: Sequence[TermRow]) -> dict[tuple[int, ...], slice]:
+    """Which cells of all are each set's; one that acts on several targets is retrained once."""
+    found, begin = {}, 0
+    for row in rows:
+        if row.groups not in found:
+            found[row.groups] = slice(begin, begin + len(cells(row.order).weight))
+            begin = found[row.groups].stop
+    return found
+
+
 def planned(run: Run, experiment: Experiment, level: Level, rows: Sequence[TermRow]) -> Planned:
     """The retrains of these terms of a level, and the bank that they go to. Nothing is written."""
     contexts, config = _contexts(experiment, level), experiment.config
     masks, numbers = [], []
-    for row in rows:
-        for cell in cells(row.order).kept:
+    for groups in _sets(rows):
+        for cell in cells(len(groups)).kept:
             own = contexts.copy()
-            own[:, list(row.groups)] = cell[None]
+            own[:, list(groups)] = cell[None]
             masks.append(own)
             # One training key a context, so that its cells differ in their masks alone.
             numbers.append(np.arange(len(contexts)))
@@ -139,13 +149,11 @@ def measure(
     ids = _target_ids(rows)
     read = planned(run, experiment, level, rows).arm.read()
     outputs = np.where(read.usable[:, None], read.outputs, np.nan)
-    found, begin = [], 0
+    by_cell = outputs.reshape(-1, experiment.config.audit.joint_contexts, len(ids))
+    sets, found = _sets(rows), []
     for row in rows:
-        part = cells(row.order)
-        size = len(part.weight) * experiment.config.audit.joint_contexts
-        own = outputs[begin : begin + size, ids.index(row.target)]
-        begin += size
-        effect, low, high = interval(part.weight @ own.reshape(len(part.weight), -1))
+        own = by_cell[sets[row.groups], :, ids.index(row.target)]
+        effect, low, high = interval(cells(row.order).weight @ own)
         if not np.isfinite(low):
             raise UserError(
                 f"fewer than two contexts of the groups {row.groups} have only finite members; "

@@ -282,6 +282,7 @@ def of_five(members):
         (lambda m, y: fit_joint(m, y, alpha=0.9), "alpha = 0.9, but the masks keep"),
         (lambda m, y: fit_joint(m, y).terms(1), "target 1 is not there; the datamodel has 1"),
         (lambda m, y: fit_joint(m, y).effects(0, [(3, 3)]), r"set \(3, 3\) must hold different"),
+        (lambda m, y: fit_joint(m, y).effects(0, [3, 5]), "each set must be a sequence of groups"),
         (
             lambda m, y: fit_joint(m, y, alpha=np.full(3, 0.5)),
             "alpha must be one number, one a row",

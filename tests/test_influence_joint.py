@@ -15,7 +15,7 @@ from influence.cli import main
 from influence.config import Config, JointConfig
 from influence.experiment import Targets, prepare
 from influence.joint import choose_targets
-from influence.joint_verification import cells, in_order, is_confirmed, measure
+from influence.joint_verification import cells, in_order, is_confirmed, measure, planned
 from influence.levels import levels, part_names, reason_against
 from influence.pipeline import load_experiment
 from influence.quality import Quality
@@ -96,6 +96,12 @@ def test_terms_are_written_verified_and_shown(run, capsys):
     (level,) = levels(experiment)
     wrong = [dataclasses.replace(each, joint_effect=-each.joint_effect) for each in verified]
     assert measure(run, experiment, level, wrong)[0].status == "failed"
+
+    # A set that acts on two targets has one set of retrains, which report both.
+    twice = [dataclasses.replace(verified[0], target=id) for id in ("clean:0", "clean:1")]
+    plans = [planned(run, experiment, level, rows) for rows in (twice, twice[:1])]
+    assert [len(each.bank.target_ids) for each in plans] == [2, 1]
+    assert len({each.arm.spec.members for each in plans}) == 1
 
 
 @pytest.mark.slow
