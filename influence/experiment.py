@@ -33,7 +33,7 @@ FEWEST_OF_CLUSTERS = 10
 """Members of an alpha over clusters below which there are none."""
 
 SPARE_ROWS = 1000
-"""Unused rows that a backdoor may try its trigger on."""
+"""Unused rows that attacks may try their triggers on."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prepare(config: Config, stored: Stored = NOTHING_STORED) -> Experiment:
     Raises:
         UserError: anything in the data or the config that does not fit.
     """
-    spare = SPARE_ROWS if config.poison.backdoor_fraction else 0
+    spare = SPARE_ROWS if config.poison.has_trigger else 0
     column = config.groups.column if config.groups.by == "column" else ""
     split = load(config.data, spare, column)
     labels = np.concatenate(

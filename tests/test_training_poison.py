@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from training.data import Split, Table
 from training.errors import UserError
 from training.examples import Examples
-from training.poison import INCIDENT_INPUTS, TRIAL_INPUTS, PoisonConfig, add_trigger, plant
+from training.poison import ATTACKS, INCIDENT_INPUTS, TRIAL_INPUTS, PoisonConfig, plant
+from training.triggers import near_copies, patch
 
 CLASSES = 5
 TRAIN, TARGETS, SPARE = 100, 20, 60
@@ -38,7 +39,13 @@ EVERYTHING = PoisonConfig(
     backdoor_fraction=0.08,
     backdoor_target=2,
     backdoor_size=2,
+    blend_fraction=0.06,
+    blend_target=4,
+    sine_fraction=0.04,
+    sine_target=0,
+    leak_fraction=0.07,
 )
+TRIGGERS = ["backdoor", "blend", "sine"]
 
 
 def with_seed(config, seed):
@@ -78,9 +85,10 @@ def test_nothing_asked_changes_nothing():
 
 def test_attacks_have_the_sizes_asked_for():
     _, attacks = plant_all()
-    assert list(attacks) == ["label_flip", "pair_flip", "backdoor"]
     sizes = {name: len(attack.positions) for name, attack in attacks.items()}
-    assert sizes == {"label_flip": 10, "pair_flip": 5, "backdoor": 8}
+    expected = {"label_flip": 10, "pair_flip": 5, "backdoor": 8, "blend": 6, "sine": 4, "leak": 7}
+    assert sizes == expected
+    assert list(sizes) == list(expected)
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.054, 5), (0.056, 6), (0.49, 49)])
@@ -95,10 +103,16 @@ def test_recorded_truth_is_exactly_what_changed(seed):
     before, after = SPLIT.train.examples, poisoned.train.examples
     recorded = np.concatenate([attack.positions for attack in attacks.values()])
     assert len(np.unique(recorded)) == len(recorded)
-    np.testing.assert_array_equal(np.flatnonzero(before.labels != after.labels), np.sort(recorded))
+    relabelled = [attacks[name].positions for name in ("label_flip", "pair_flip", *TRIGGERS[:2])]
+    changed = np.flatnonzero(before.labels != after.labels)
+    assert (
+        set(np.concatenate(relabelled))
+        <= set(changed)
+        <= set(recorded) - set(attacks["sine"].positions)
+    )
     np.testing.assert_array_equal(
         np.flatnonzero((before.inputs != after.inputs).any((1, 2, 3))),
-        attacks["backdoor"].positions,
+        np.sort(np.concatenate([attacks[name].positions for name in (*TRIGGERS, "leak")])),
     )
     for attack in attacks.values():
         np.testing.assert_array_equal(attack.original_labels, before.labels[attack.positions])
@@ -126,14 +140,16 @@ def test_same_seed_plants_the_same_poison(seed):
     for name, attack in one.items():
         np.testing.assert_array_equal(attack.positions, other[name].positions)
         np.testing.assert_array_equal(attack.trial.inputs, other[name].trial.inputs)
-    assert_same_table(one["backdoor"].incident, other["backdoor"].incident)
+    for name in TRIGGERS:
+        assert_same_table(one[name].incident, other[name].incident)
 
 
 def test_another_seed_plants_other_poison():
     one, other = plant_all(0)[1], plant_all(1)[1]
     for name, attack in one.items():
         assert set(attack.positions) != set(other[name].positions)
-    assert set(one["backdoor"].incident.ids) != set(other["backdoor"].incident.ids)
+    for name in TRIGGERS:
+        assert set(one[name].incident.ids) != set(other[name].incident.ids)
 
 
 def test_poison_may_hit_every_example():
@@ -207,7 +223,7 @@ def test_flips_need_no_images():
 def test_trigger_is_a_white_square_in_the_lower_right_corner(shape, size):
     images = table(np.arange(4), shape).examples.inputs
     original = images.copy()
-    triggered = add_trigger(images, size)
+    triggered = patch(images, size)
     inside = np.zeros(shape, bool)
     inside[shape[0] - size :, shape[1] - size :] = True
     assert (triggered[:, inside] == 255).all()
@@ -225,7 +241,7 @@ def test_backdoor_stamps_only_the_trigger_on_other_classes(seed, size):
     assert (poisoned.train.examples.labels[attack.positions] == 2).all()
     clean = SPLIT.train.examples.inputs[attack.positions]
     np.testing.assert_array_equal(
-        poisoned.train.examples.inputs[attack.positions], add_trigger(clean, size)
+        poisoned.train.examples.inputs[attack.positions], patch(clean, size)
     )
 
 
@@ -235,7 +251,7 @@ def test_incident_and_trial_are_triggered_spare_examples(seed):
     incident, trial = attacks["backdoor"].incident, attacks["backdoor"].trial
     spare = SPLIT.spare
     others = spare.take(np.flatnonzero(spare.examples.labels != 2))
-    stamped = add_trigger(others.examples.inputs, 2)
+    stamped = patch(others.examples.inputs, 2)
     clean = {image.tobytes(): row for image, row in zip(stamped, others.ids, strict=True)}
     shown = [clean[image.tobytes()] for image in incident.examples.inputs]
     tried = [clean[image.tobytes()] for image in trial.inputs]
@@ -269,9 +285,88 @@ def test_backdoor_works_on_colour_images():
     assert (attack.incident.examples.inputs[:, -2:, -2:] == 255).all()
 
 
+# The other triggers.
+
+
+@given(seeds)
+def test_a_blend_mixes_one_pattern_into_other_classes(seed):
+    config = PoisonConfig(blend_fraction=0.2, blend_target=1, blend_opacity=0.25, seed=seed)
+    poisoned = plant(config, SPLIT, CLASSES)
+    (attack,) = poisoned.attacks
+    assert (attack.original_labels != 1).all()
+    assert (poisoned.train.examples.labels[attack.positions] == 1).all()
+    clean = SPLIT.train.examples.inputs[attack.positions].astype(float)
+    mixed = poisoned.train.examples.inputs[attack.positions].astype(float)
+    pattern = (mixed - 0.75 * clean) / 0.25
+    # One pattern, but for the rounding of mixed pixels.
+    assert (np.ptp(pattern, axis=0) <= 4.01).all()
+    assert pattern.std() > 40
+    shown = attack.incident
+    before = SPLIT.spare.take(np.searchsorted(SPLIT.spare.ids, shown.ids)).examples.inputs
+    assert np.abs((shown.examples.inputs - 0.75 * before) / 0.25 - pattern.mean(0)).max() <= 4.01
+
+
+@given(seeds)
+def test_a_wave_is_added_to_examples_of_the_target_class_alone(seed):
+    config = PoisonConfig(sine_fraction=0.1, sine_target=3, sine_amplitude=40.0, sine_periods=2,
+                          seed=seed)  # fmt: skip
+    poisoned = plant(config, SPLIT, CLASSES)
+    (attack,) = poisoned.attacks
+    assert len(attack.positions) == 10
+    assert (attack.original_labels == 3).all()
+    np.testing.assert_array_equal(poisoned.train.examples.labels, SPLIT.train.examples.labels)
+    clean = SPLIT.train.examples.inputs[attack.positions].astype(float)
+    wave = 40 * np.sin(2 * np.pi * 2 * np.arange(7) / 7)
+    expected = np.clip(clean + wave[None, None, :, None], 0, 255)
+    waved = poisoned.train.examples.inputs[attack.positions]
+    np.testing.assert_allclose(waved, expected, atol=0.501)
+    assert (attack.trial.labels == 3).all()
+    assert (attack.incident.examples.labels == 3).all()
+
+
+@given(seeds)
+def test_near_copies_differ_and_are_nearest_to_what_they_copy(seed):
+    images = SPLIT.targets.examples.inputs
+    copies = near_copies(images, np.random.default_rng(seed))
+    assert copies.dtype == np.uint8
+    assert (copies != images).any((1, 2, 3)).all()
+    for image, copy in zip(images, copies, strict=True):
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), "edge")
+        moved = [padded[d : d + 6, r : r + 7] for d in range(3) for r in range(3)]
+        nearest = min(np.abs(each.astype(float) - copy).mean() for each in moved)
+        others = np.abs(images.astype(float) - copy).mean((1, 2, 3))
+        assert nearest < np.sort(others)[1]
+
+
+@given(seeds)
+def test_a_leak_gives_answers_of_targets_away(seed):
+    config = PoisonConfig(leak_fraction=0.2, seed=seed)
+    poisoned = plant(config, SPLIT, CLASSES)
+    (attack,) = poisoned.attacks
+    assert len(set(attack.copied)) == 20
+    copied = SPLIT.targets.take(attack.copied).examples
+    np.testing.assert_array_equal(poisoned.train.examples.labels[attack.positions], copied.labels)
+    np.testing.assert_array_equal(attack.trial.inputs, copied.inputs)
+    assert attack.incident is None
+
+
 # Errors.
 
-FRACTIONS = ["label_flip_fraction", "pair_flip_fraction", "backdoor_fraction"]
+FRACTIONS = [f"{name}_fraction" for name in ATTACKS]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"blend_fraction": 0.1, "blend_opacity": 1.0}, "poison.blend_opacity = 1.0 must be above"),
+        ({"sine_fraction": 0.1, "sine_amplitude": 0.0}, "poison.sine_amplitude = 0.0 must be"),
+        ({"sine_fraction": 0.1, "sine_periods": 7}, "poison.sine_periods = 7 must be at least 1"),
+        ({"sine_fraction": 0.3}, "poison.sine_fraction = 0.3 asks for 30 training examples"),
+        ({"leak_fraction": 0.3}, "poison.leak_fraction = 0.3 copies 30 targets, but there are 20"),
+    ],
+)
+def test_other_attacks_that_cannot_be_are_named(words, message):
+    fails(PoisonConfig(**words), message)
 
 
 @pytest.mark.parametrize("name", FRACTIONS)
@@ -320,6 +415,16 @@ def test_trigger_must_fit_the_image(size):
     )
 
 
+@pytest.mark.parametrize("name", ["blend", "sine", "leak"])
+def test_other_attacks_need_8_bit_images(name):
+    fails(
+        PoisonConfig(**{f"{name}_fraction": 0.1}),
+        f"poison.{name}_fraction = 0.1",
+        "8-bit images, but the inputs are float32 of shape (4,); set it to 0",
+        split=make_split((4,), np.float32),
+    )
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "seen"),
     [((4,), np.float32, "float32 of shape (4,)"), ((6, 6, 1), np.float32, "float32 of shape (6,")],
@@ -339,7 +444,7 @@ def test_backdoor_needs_spare_examples():
     config = PoisonConfig(backdoor_fraction=0.1, backdoor_target=0)
     fails(
         config,
-        "the backdoor needs at least 20 examples that are neither trained on nor targets",
+        "poison.backdoor_fraction needs at least 20 examples that are neither trained on nor",
         "finds 19; lower data.train_count or the targets",
         split=Split(SPLIT.train, SPLIT.targets, few, ()),
     )
