@@ -27,6 +27,7 @@ from datamodels.planning import (
 )
 from datamodels.pooling import whitening
 from datamodels.stability import stability
+from datamodels.support import Hidden, HiddenSet, hidden_support
 from datamodels.terms import Term
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "Estimate",
     "FitDiagnostics",
     "FixedSize",
+    "Hidden",
+    "HiddenSet",
     "JointDatamodel",
     "JointDiagnostics",
     "LearningCurve",
@@ -55,6 +58,7 @@ __all__ = [
     "effects",
     "fit",
     "fit_joint",
+    "hidden_support",
     "how_many_more",
     "influence",
     "knockoffs",

@@ -45,6 +45,9 @@ class Scores(NamedTuple):
     """Standard error of `incident_effect`."""
     incident_q: Float[np.ndarray, " n"]
     """The smallest false discovery rate at which its group is found to affect the incident."""
+    hidden_support: Float[np.ndarray, " n"]
+    """How much it and others support one another, and no clean target
+    (`datamodels.hidden_support`). NaN where it was not searched."""
 
 
 class Suspicion(NamedTuple):
@@ -71,6 +74,7 @@ def score(
     mean_effects: Effects,
     targets: Targets,
     group_of: Int[np.ndarray, " n"],
+    hidden: datamodels.Hidden | None,
     higher_is_better: bool,
 ) -> Scores:
     """All scores. What groups do is said of each of their examples.
@@ -82,6 +86,7 @@ def score(
         mean_effects: on the mean output of the clean targets, and of the incident.
         targets: which of them are training examples, clean targets and the incident.
         group_of: the mask's column of each training example.
+        hidden: what a search for sets with a hidden support found; None where there was none.
         higher_is_better: False for an output such as the loss, which is then negated, so that
             every score reads as stated whatever the output.
     """
@@ -106,6 +111,7 @@ def score(
         sign * mean_effects.estimate[group_of, 1],
         mean_effects.standard_error[group_of, 1],
         _q_values(mean_effects)[group_of, 1],
+        np.full(len(group_of), np.nan) if hidden is None else hidden.score[group_of],
     )
 
 
@@ -160,11 +166,11 @@ def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndar
 def suspect(scores: Scores) -> Suspicion:
     """Rank the examples by their most suspicious evidence.
 
-    Blind evidence is a low out-of-bag output (the others contradict the label) and a high
-    memorisation (nothing else supports it). The incident adds a high weight on the bad
-    predictions.
+    Blind evidence is a low out-of-bag output (the others contradict the label), a high
+    memorisation (nothing else supports it), and a hidden support (a few others support it, and
+    nothing that is clean). The incident adds a high weight on the bad predictions.
     """
-    blind = [-scores.out_of_bag, scores.memorisation]
+    blind = [-scores.out_of_bag, scores.memorisation, scores.hidden_support]
     if np.isnan(scores.incident_weight).all():
         return Suspicion(best_rank(blind), None)
     return Suspicion(best_rank(blind), best_rank([*blind, scores.incident_weight]))

@@ -15,6 +15,7 @@ from datamodels.design import from_description
 from influence import (
     attribution,
     detection,
+    hidden_support,
     joint,
     joint_verification,
     levels,
@@ -234,14 +235,17 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
     config = experiment.config
-    model = load_datamodel(run)
+    model, columns = load_datamodel(run), mask_columns(experiment)
+    higher_is_better = config.sweep.output != "loss"
+    hidden = hidden_support.search(model.weights, experiment.targets, columns, higher_is_better)
     scores = score(
         [arm.main.take(arm.main.usable) for arm in read_arms(bank, experiment)],
         model.weights,
         model.mean_effects,
         experiment.targets,
-        mask_columns(experiment),
-        higher_is_better=config.sweep.output != "loss",
+        columns,
+        hidden,
+        higher_is_better,
     )
     suspicion = suspect(scores)
     flagged = flag(suspicion.rank, config.audit.budget)
@@ -251,6 +255,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         protocol=experiment.protocol,
         flagged=int(flagged.sum()),
         examples=len(experiment.train),
+        hidden_sets=hidden_support.described(experiment, hidden),
     )
 
 
@@ -391,5 +396,7 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     metrics = run.read_audit()
     if "verify" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
+    if "hidden_sets" not in metrics:
+        raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     found = verification.measure(run, experiment)
     write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)

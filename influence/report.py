@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ SHOWN_EFFECTS = 5
 """Of each of them."""
 SHOWN_TERMS = 30
 """Sets of groups of one level that act together; all are in terms.parquet."""
+SHOWN_MEMBERS = 12
+"""Examples of a set of hidden support."""
 SHOWN_GROUPS = 2
 """Of each of them, unless it is opened."""
 
@@ -80,6 +83,7 @@ def write_report(
         members=metrics["fit"]["members"],
         caveats=caveats(metrics),
         rows=_ranked_rows(experiment, scores),
+        hidden_sets=_hidden_sets(experiment, metrics["hidden_sets"]),
         has_pictures=_is_image(experiment),
         over_groups=masks_groups(experiment),
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
@@ -184,6 +188,19 @@ def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[
         row["picture"] = _picture(inputs[position]) if _is_image(experiment) else None
         rows.append(row)
     return rows
+
+
+def _hidden_sets(experiment: Experiment, sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sets of hidden support, with pictures of their first examples."""
+    inputs = np.asarray(experiment.train.examples.inputs)
+    order = np.argsort(experiment.train.ids)
+    found = []
+    for one in sets:
+        shown = one["examples"][:SHOWN_MEMBERS]
+        at = order[np.searchsorted(experiment.train.ids, shown, sorter=order)]
+        pictures = [_picture(inputs[row]) for row in at] if _is_image(experiment) else []
+        found.append(one | {"shown": list(zip_longest(shown, pictures))})
+    return found
 
 
 def _is_image(experiment: Experiment) -> bool:

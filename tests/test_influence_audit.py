@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from datamodels import Effects
 from datamodels.bootstrap import resample_together
-from influence import attribution, counterfactual, members, quality
+from influence import attribution, counterfactual, hidden_support, members, quality
 from influence.arms import Arms
 from influence.audit import Scores, best_rank, flag, score, suspect
 from influence.caveats import caveats
@@ -73,9 +73,14 @@ def test_the_blind_rank_never_sees_the_incident():
     assert (with_incident.incident != with_incident.blind).any()
 
 
-def test_low_out_of_bag_high_memorisation_and_high_incident_weight_are_suspicious():
+def test_every_kind_of_evidence_is_suspicious_by_itself():
     quiet = Scores(*np.zeros((len(Scores._fields), 5)))
-    for field, value in [("out_of_bag", -1.0), ("memorisation", 1.0), ("incident_weight", 1.0)]:
+    for field, value in [
+        ("out_of_bag", -1.0),
+        ("memorisation", 1.0),
+        ("hidden_support", 1.0),
+        ("incident_weight", 1.0),
+    ]:
         column = np.zeros(5)
         column[3] = value
         assert suspect(quiet._replace(**{field: column})).rank[3] == 1
@@ -95,6 +100,7 @@ def test_a_loss_is_negated_so_that_scores_read_the_same():
             Effects(sign * effect, np.abs(effect)),
             targets,
             np.arange(6),
+            None,
             higher_is_better=sign > 0,
         )
         for sign in (1, -1)
@@ -373,6 +379,7 @@ def test_groups_give_their_examples_what_is_known_of_them():
         effects,
         targets,
         group_of,
+        None,
         True,
     )
     assert found.self_weight.tolist() == [0, 1, 9, 17, 11]
@@ -380,6 +387,28 @@ def test_groups_give_their_examples_what_is_known_of_them():
     for example, group in enumerate(group_of):
         dropped = outputs[~masks[:, group], example]
         assert found.out_of_bag[example] == pytest.approx(dropped.mean(), abs=1e-5)
+
+
+def test_hidden_support_is_searched_among_groups_whatever_the_output_and_the_blocks(monkeypatch):
+    """Groups of two examples: what a group does to another is what it does to its examples."""
+    rng = np.random.default_rng(0)
+    group_of = rng.permutation(np.repeat(np.arange(60), 2))
+    labels = np.concatenate([group_of % 3, np.zeros(30, int)]).astype(np.int32)
+    blank = Examples(np.zeros((150, 2), np.float32), labels)
+    targets = Targets(blank, ("",) * 150, slice(0, 120), slice(120, 150), slice(150, 150))
+    weights = 0.01 * rng.standard_normal((60, 150)).astype(np.float32)
+    planted = np.arange(0, 18, 3)
+    weights[np.ix_(planted, np.flatnonzero(np.isin(group_of, planted)))] += 0.7
+    raised = hidden_support.search(lambda block: weights[:, block], targets, group_of, True)
+    assert raised.sets[0].groups == tuple(planted.tolist())
+    # A planted group supports itself, too, which does not count.
+    assert raised.sets[0].support == pytest.approx(0.7 * (len(planted) - 1), abs=0.1)
+    monkeypatch.setattr(members, "TARGET_BLOCK", 7)
+    lowered = hidden_support.search(lambda block: -weights[:, block], targets, group_of, False)
+    assert lowered.sets[0].groups == raised.sets[0].groups
+    np.testing.assert_allclose(lowered.score, raised.score, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(hidden_support, "MOST_SEARCHED", 59)
+    assert hidden_support.search(lambda block: weights[:, block], targets, group_of, True) is None
 
 
 def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
@@ -401,7 +430,7 @@ def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
             regression, 0, lambda masks, block: model.predict(masks)[:, block], targets.clean
         )
         found = score(
-            [main], lambda block: model.weights[:, block], mean, targets, np.arange(10), True
+            [main], lambda block: model.weights[:, block], mean, targets, np.arange(10), None, True
         )
         return model.weights, judged, found, effects.estimate, effects.standard_error, summary
 
@@ -428,7 +457,9 @@ def test_alphas_do_not_pass_for_memorisation():
     weights, effects = np.zeros((4, 5)), Effects(np.zeros((4, 2)), np.ones((4, 2)))
 
     def found(arms):
-        return score(arms, lambda block: weights[:, block], effects, targets, np.arange(4), True)
+        return score(
+            arms, lambda block: weights[:, block], effects, targets, np.arange(4), None, True
+        )
 
     both = found(arms)
     expected = [0.3, 0, 0, 0]
@@ -451,7 +482,7 @@ def test_a_dropped_cluster_does_not_count_as_a_dropped_example():
     effects = Effects(np.zeros((4, 2)), np.ones((4, 2)))
     found = score(
         [main], lambda block: np.zeros((4, block.stop - block.start)), effects, targets,
-        np.arange(1), True,
+        np.arange(1), None, True,
     )  # fmt: skip
     assert found.memorisation[0] == pytest.approx(1.0)
     assert found.out_of_bag[0] == pytest.approx(9.0)

@@ -1,0 +1,75 @@
+"""The search for sets of examples that support one another and no clean target, in a run."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+import datamodels
+from influence.arms import mask_columns
+from influence.audit import Weights
+from influence.experiment import Experiment, Targets
+from influence.members import target_blocks
+
+MOST_SEARCHED = 20_000
+"""Groups whose weights on each other are looked at together: a matrix of 1.6 GB."""
+
+
+def search(
+    weights: Weights,
+    targets: Targets,
+    group_of: Int[np.ndarray, " n"],
+    higher_is_better: bool,
+) -> datamodels.Hidden | None:
+    """Search the datamodel weights of training examples on each other.
+
+    What a group does to another one is what it does to its examples, in the mean. The class of a
+    group is the commonest of its examples.
+
+    Args:
+        weights: datamodel weights of some targets.
+        targets: which of them are training examples, and which clean targets.
+        group_of: the mask's column of each training example.
+        higher_is_better: False for an output such as the loss, whose weights are negated.
+
+    Returns:
+        None where there are more than `MOST_SEARCHED` groups.
+    """
+    groups, sign = int(group_of.max()) + 1, 1.0 if higher_is_better else -1.0
+    if groups > MOST_SEARCHED:
+        return None
+    labels = np.asarray(targets.examples.labels)[targets.train]
+    counts = np.zeros((groups, int(labels.max()) + 1), int)
+    np.add.at(counts, (group_of, labels), 1)
+    own = np.zeros((groups, groups), np.float32)
+    for block in target_blocks(targets.train):
+        column = group_of[block.start - targets.train.start : block.stop - targets.train.start]
+        np.add.at(own.T, column, sign * weights(block).T)
+    own /= counts.sum(1)[None]
+    return datamodels.hidden_support(own, sign * _all(weights, targets.clean), counts.argmax(1))
+
+
+def _all(weights: Weights, targets: slice) -> Float[np.ndarray, "g t"]:
+    return np.concatenate([weights(block) for block in target_blocks(targets)], axis=1)
+
+
+def described(experiment: Experiment, hidden: datamodels.Hidden | None) -> list[dict[str, Any]]:
+    """The `hidden_sets` of audit.json: the sets that were found, their examples by id."""
+    columns, ids = mask_columns(experiment), experiment.train.ids
+    labels = np.asarray(experiment.train.examples.labels)
+    found = []
+    if hidden is None:
+        return found
+    for one in hidden.sets:
+        rows = np.flatnonzero(np.isin(columns, one.groups))
+        found.append(
+            {
+                "class": experiment.class_names[np.bincount(labels[rows]).argmax()],
+                "examples": ids[rows].tolist(),
+                "support": one.support,
+                "clean": one.clean,
+                "hidden": one.hidden,
+                "chance": hidden.chance,
+            }
+        )
+    return found

@@ -1,0 +1,110 @@
+"""Sets that support one another and no clean target: the search for what a trigger leaves."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodels import hidden_support
+from datamodels.support import GROWTH, LEAST_SIZE, MOST_SHARE
+
+CLASSES, EACH, TARGETS = 8, 30, 120
+TRIGGER = np.arange(3, 15)
+"""Of the first class."""
+KIND = np.arange(35, 47)
+"""A natural kind of the second class, of which clean targets have as many in proportion."""
+
+
+def weights(seed, trigger=0.6, kind=0.6, noise=0.02):
+    """Weights of groups on each other and on clean targets, with a trigger and a natural kind."""
+    rng = np.random.default_rng(seed)
+    groups = CLASSES * EACH
+    classes = np.repeat(np.arange(CLASSES), EACH)
+    own = noise * rng.standard_normal((groups, groups))
+    clean = noise * rng.standard_normal((groups, TARGETS))
+    own[np.ix_(TRIGGER, TRIGGER)] += trigger
+    own[np.ix_(KIND, KIND)] += kind
+    clean[np.ix_(KIND, np.arange(TARGETS * len(KIND) // groups))] += kind
+    np.fill_diagonal(own, 5.0)
+    return own.astype(np.float32), clean.astype(np.float32), classes
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 1000))
+def test_a_trigger_is_found_whole_and_a_natural_kind_is_not(seed):
+    found = hidden_support(*weights(seed))
+    first = found.sets[0]
+    assert first.groups == tuple(TRIGGER.tolist())
+    assert first.hidden > 3 * found.chance
+    assert not any(set(one.groups) & set(KIND) for one in found.sets)
+    others = np.delete(np.arange(CLASSES * EACH), TRIGGER)
+    assert found.score[TRIGGER].min() > 5 * found.score[others].max()
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 1000))
+def test_two_triggers_are_two_sets(seed):
+    own, clean, classes = weights(seed)
+    other = np.arange(100, 110)
+    own[np.ix_(other, other)] += 0.5
+    found = hidden_support(own, clean, classes)
+    assert {found.sets[0].groups, found.sets[1].groups} == {
+        tuple(TRIGGER.tolist()),
+        tuple(other.tolist()),
+    }
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 1000))
+def test_what_is_said_of_a_set_is_what_its_weights_add_up_to(seed):
+    own, clean, classes = weights(seed, trigger=0.2, noise=0.1)
+    found = hidden_support(own, clean, classes)
+    for one in found.sets:
+        k = len(one.groups)
+        support = sum(own[i, j] for i in one.groups for j in one.groups if i != j) / k
+        helped = sorted(sum(clean[i, t] for i in one.groups) for t in range(TARGETS))
+        count = max(1, round(k * TARGETS / len(own)))
+        assert one.support == pytest.approx(support, abs=1e-4)
+        assert one.clean == pytest.approx(np.mean(helped[-count:]), abs=1e-4)
+        assert one.hidden == pytest.approx(k * (one.support - one.clean))
+        assert one.hidden > found.chance
+        assert len(set(classes[list(one.groups)])) == 1
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 1000))
+def test_the_order_of_groups_and_their_own_weights_do_not_matter(seed):
+    own, clean, classes = weights(seed)
+    order = np.random.default_rng(seed).permutation(len(own))
+    mixed = own[np.ix_(order, order)]
+    np.fill_diagonal(mixed, -3.0)
+    one = hidden_support(own, clean, classes)
+    other = hidden_support(mixed, clean[order], classes[order])
+    np.testing.assert_allclose(one.score[order], other.score, atol=1e-3)
+    assert sorted(order[list(other.sets[0].groups)].tolist()) == list(one.sets[0].groups)
+
+
+def test_of_noise_hardly_anything_is_found():
+    named = sum(len(hidden_support(*weights(seed, 0, 0)).sets) > 0 for seed in range(15))
+    assert named <= 4
+    scores = hidden_support(*weights(0, 0, 0)).score
+    assert scores.max() < 0.1 * hidden_support(*weights(0)).score.max()
+
+
+def test_small_classes_are_left_out():
+    own, clean, classes = weights(0)
+    classes = np.where(np.isin(np.arange(len(own)), TRIGGER[: 2 * LEAST_SIZE - 1]), 9, classes)
+    found = hidden_support(own, clean, classes)
+    assert (found.score[classes == 9] == 0).all()
+    single = hidden_support(own[:6, :6], clean[:6], classes[:6])
+    assert single.sets == ()
+    assert (single.score == 0).all()
+
+
+def test_a_set_is_at_most_half_of_its_class_and_a_tenth_of_all():
+    own, clean, classes = weights(0)
+    own[:EACH, :EACH] += 1.0
+    own, clean, classes = own[:100, :100], clean[:100], classes[:100]
+    sizes = [len(one.groups) for one in hidden_support(own, clean, classes).sets]
+    assert max(sizes) <= MOST_SHARE * len(own)
+    assert max(sizes) * GROWTH > MOST_SHARE * len(own)
