@@ -112,7 +112,15 @@ def learn(
     return found
 
 
-def unseen_errors(
+class Tried(NamedTuple):
+    """A covariance, and how well it predicts."""
+
+    covariance: Covariance
+    error: float
+    """Mean squared, on unseen outputs."""
+
+
+def steps_tried(
     start: Covariance,
     known: Known,
     unseen: Known,
@@ -120,19 +128,26 @@ def unseen_errors(
     steps: int,
     own_mains: bool,
     known_noise: bool,
-) -> list[float]:
-    """Mean squared errors on unseen outputs before each step, until they rise.
+) -> list[Tried]:
+    """The covariance before each step, until errors on unseen outputs rise.
 
     Arguments as of `learn`.
     """
-    found, errors = start, []
+    found, tried = start, []
     for _ in range(steps):
         solved = _solve(found, known)
-        errors.append(float(_error(found, known, solved.coefficients, unseen)))
-        if len(errors) - 1 - np.argmin(errors) >= PATIENCE:
+        error = float(_error(found, known, solved.coefficients, unseen))
+        tried.append(Tried(found, error))
+        if len(tried) - 1 - np.argmin([each.error for each in tried]) >= PATIENCE:
             break
         found = _stepped(found, known, solved, own_mains, known_noise)
-    return errors
+    return tried
+
+
+def unseen_error(covariance: Covariance, known: Known, unseen: Known) -> float:
+    """Mean squared error on unseen outputs."""
+    coefficients = _solve(covariance, known).coefficients
+    return float(_error(covariance, known, coefficients, unseen))
 
 
 @jax.jit

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.stats import norm
 
 from datamodels.covariance import Covariance, Inputs, between
-from datamodels.evidence import Known, learn, posterior, unseen_errors
+from datamodels.evidence import Known, learn, posterior, steps_tried, unseen_error
 
 PARTS = 3
 """Parts of the covariance that act jointly, each with relevances of its own."""
@@ -26,6 +26,8 @@ CHANCE = 0.05
 """How many pairs of a target are expected to stand out by chance."""
 FIRST_NOISE = 0.2
 """Share of the variance that is taken as noise to begin with, where nothing is known of it."""
+NOISE_FACTORS = (1.0, 1.5, 2.0, 3.0)
+"""Of the learned noise, of which one is chosen."""
 BEGIN = 31_415_927
 """Seed of the relevances that the steps begin from, as parts must differ to become different, and
 of the halves of which one judges the other."""
@@ -67,6 +69,12 @@ class Settings(NamedTuple):
     """There are parts that act jointly."""
     noise: float | None
     """Share of the variance; None: learned."""
+    noise_factor: float = 1.0
+    """Times the learned noise is what predicts best: some of it is learned as what masks do."""
+
+    def noisier(self, covariance: Covariance) -> Covariance:
+        """What was learned, with the noise that predicts best."""
+        return covariance._replace(noise=covariance.noise * self.noise_factor)
 
 
 class Process(NamedTuple):
@@ -95,7 +103,7 @@ def choose_settings(bank: Bank, outputs: Float[np.ndarray, " d"], noise: float |
     own, other = (_rows(known, rows) for rows in np.array_split(_learned_from(len(outputs)), 2))
     trials = []
     for own_mains, joint in itertools.product((False, True), (False, True)):
-        errors = unseen_errors(
+        tried = steps_tried(
             _begin(bank.masks.shape[1], noise, joint),
             own,
             other,
@@ -103,9 +111,17 @@ def choose_settings(bank: Bank, outputs: Float[np.ndarray, " d"], noise: float |
             own_mains=own_mains,
             known_noise=noise is not None,
         )
-        steps = int(np.argmin(errors))
-        trials.append((errors[steps], Settings(steps, own_mains, joint, noise)))
-    return min(trials, key=lambda trial: trial[0])[1]
+        steps = int(np.argmin([each.error for each in tried]))
+        trials.append((tried[steps], Settings(steps, own_mains, joint, noise)))
+    best, settings = min(trials, key=lambda trial: trial[0].error)
+    if noise is not None:
+        return settings
+
+    def error(factor: float) -> float:
+        noisier = settings._replace(noise_factor=factor).noisier(best.covariance)
+        return unseen_error(noisier, own, other)
+
+    return settings._replace(noise_factor=min(NOISE_FACTORS, key=error))
 
 
 def fit_process(bank: Bank, outputs: Float[np.ndarray, " d"], settings: Settings) -> Process:
@@ -123,15 +139,15 @@ def fit_process(bank: Bank, outputs: Float[np.ndarray, " d"], settings: Settings
 
     groups = bank.masks.shape[1]
     found = steps(_begin(groups, settings.noise, settings.joint), settings.steps)
-    said = posterior(found, known)
+    said = posterior(settings.noisier(found), known)
     pairs, count = _outstanding_pairs(np.asarray(known.inputs.signs), np.asarray(said.left_out))
     if count:
         known = known._replace(inputs=inputs_of(known.inputs.signs, pairs))
         pair = jnp.where(jnp.arange(MOST_PAIRS) < count, 1 / groups, 0)
         found = steps(found._replace(pair=pair), PAIR_STEPS)
-        said = posterior(found, known)
+        said = posterior(settings.noisier(found), known)
     return Process(
-        jax.tree.map(np.asarray, _padded(found)),
+        jax.tree.map(np.asarray, _padded(settings.noisier(found))),
         pairs,
         np.asarray(said.coefficients),
         np.asarray(said.left_out),

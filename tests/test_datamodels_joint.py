@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from datamodels import fit, fit_joint, r2
 from datamodels.covariance import CONSTANT, Covariance, Inputs, alike, between
-from datamodels.evidence import Known, learn, posterior, unseen_errors
-from datamodels.process import _outstanding_pairs
+from datamodels.evidence import Known, learn, posterior, steps_tried, unseen_error
+from datamodels.process import (
+    _outstanding_pairs,
+    choose_settings,
+    distinct,
+    fit_process,
+    predict,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -172,13 +178,40 @@ def test_errors_on_what_is_unseen_are_those_after_each_step():
     known = Known(some_inputs(rng, 16, 5, PAIRS), outputs, jnp.ones(16))
     unseen = Known(some_inputs(rng, 16, 5, PAIRS), outputs[::-1], jnp.ones(16))
     how = {"own_mains": True, "known_noise": False}
-    found = unseen_errors(covariance, known, unseen, steps=4, **how)
+    found = steps_tried(covariance, known, unseen, steps=4, **how)
     for steps in range(4):
         after = learn(covariance, known, steps=steps, **how)
         coefficients = posterior(after, known).coefficients
         predicted = between(after, unseen.inputs, known.inputs) @ coefficients
         expected = np.square(np.asarray(unseen.outputs - predicted)).mean()
-        assert found[steps] == pytest.approx(expected, rel=1e-3)
+        assert found[steps].error == pytest.approx(expected, rel=1e-3)
+        assert unseen_error(found[steps].covariance, known, unseen) == pytest.approx(
+            expected, rel=1e-3
+        )
+
+
+def test_the_noise_is_raised_where_that_predicts_better():
+    """A smooth function of many groups, some of whose noise is learned as if masks made it."""
+    rng = np.random.default_rng(4)
+    masks, unseen = (rng.random((count, 30)) < 0.5 for count in (400, 2000))
+    within, across = rng.standard_normal((30, 8)), rng.standard_normal(8)
+    clean, expected = (
+        np.tanh((2.0 * each - 1) @ within / 1.5) @ across for each in (masks, unseen)
+    )
+    outputs = clean + 1.5 * rng.standard_normal(400)
+    outputs, expected = outputs - outputs.mean(), expected - outputs.mean()
+    scale = outputs.std()
+    bank = distinct(masks, outputs[:, None] / scale)
+    own = bank.outputs[:, 0]
+    found = choose_settings(bank, own, None)
+    assert found.noise_factor > 1
+
+    def error(factor):
+        fitted = fit_process(bank, own, found._replace(noise_factor=factor))
+        return np.square(predict(fitted, bank.masks, unseen) - expected / scale).mean()
+
+    assert error(found.noise_factor) < error(1.0)
+    assert choose_settings(bank, own, 0.5).noise_factor == 1
 
 
 def any_of(masks):
