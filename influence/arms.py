@@ -28,6 +28,8 @@ REFINED_STREAM = 2**18
 """Which the first refined arm draws from."""
 JOINT_STREAM = 2**20
 """Which the verification of terms draws from."""
+TRACE_STREAM = 2**20 + 1
+"""Which the retrains of a trace draw from."""
 
 CLUSTERS = "clusters"
 REFINED = "refined_"

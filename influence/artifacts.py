@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import shutil
 import zipfile
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 
 from datamodels.additive import AdditiveDatamodel, FitDiagnostics
 from datamodels.estimates import Effects
@@ -23,9 +24,10 @@ from influence.audit import Scores, Suspicion
 from influence.experiment import Experiment, Targets
 from influence.quality import Found, Quality, found_in
 from influence.run import Run
+from influence.tracing import Traced
 from training.arm import TARGET_BLOCK
 from training.errors import UserError, reason
-from training.files import writing
+from training.files import write_atomically, writing
 
 
 @dataclass(frozen=True)
@@ -217,3 +219,35 @@ def read_scores(run: Run) -> dict[str, np.ndarray]:
     """The columns of scores.parquet."""
     table = pq.read_table(run.scores)
     return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def save_trace(
+    run: Run,
+    experiment: Experiment,
+    traced: Traced,
+    columns: Int[np.ndarray, " n"],
+    summary: dict[str, Any],
+) -> None:
+    """Write trace.parquet, a row a training example, and trace.json.
+
+    Args:
+        run: where to.
+        experiment: of the run.
+        traced: what was found of the groups, which is said of each of their examples.
+        columns: the group of each training example.
+        summary: what the retrains showed, with the ids of the examples that were `removed`.
+    """
+    table = {
+        "id": experiment.train.ids,
+        "label": np.asarray(experiment.train.examples.labels),
+        "drive": traced.drive[columns],
+        "backing": traced.backing[columns],
+        "rank": traced.rank()[columns],
+        "removed": np.isin(experiment.train.ids, summary["removed"]),
+    }
+    temporary = run.traced.with_suffix(".partial")
+    with writing(run.traced):
+        pq.write_table(pa.table(table), temporary)
+        temporary.replace(run.traced)
+    with writing(run.trace):
+        write_atomically(run.trace, (json.dumps(summary, indent=1) + "\n").encode())

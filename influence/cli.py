@@ -41,6 +41,8 @@ on a run directory RUN, each stage alone:
   refine RUN [--members N] [--dry-run]
                                    split the groups that act together, and retrain with the parts
                                    kept and dropped; --dry-run: only say which, and how often
+  trace RUN --targets ID ...|FILE  which training examples made these bad predictions, and how few
+                                   have to go: found by bisection, each time retrained
   report RUN                       write report.html
 and its bank:
   status RUN [--json]              what is done, missing and damaged, how fast it goes
@@ -54,7 +56,7 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 """
 
 STAGES = ("fit", "audit", "verify", "report")
-COMMANDS = ("run", "sweep", *STAGES, "refine", "status", "export", "merge")
+COMMANDS = ("run", "sweep", *STAGES, "refine", "trace", "status", "export", "merge")
 DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
 JOINT = "--joint"
@@ -326,7 +328,29 @@ def _refine(words: list[str]) -> int:
     return 0
 
 
-PARSED = {"refine": _refine, "status": _status, "export": _export, "merge": _merge}
+def _trace(words: list[str]) -> int:
+    parser = _Parser(
+        "accomplice trace",
+        usage="accomplice trace RUN --targets ID ...|FILE",
+        description="Rank the training examples by how far they are behind some bad predictions, "
+        "and retrain without the first of them to find how few have to go.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument(
+        "--targets",
+        metavar="ID",
+        nargs="+",
+        required=True,
+        help="ids of targets of the run (incident:12, clean:750), or a file of them, one a line",
+    )
+    options = parser.parse_args(words)
+    pipeline = _start()
+    run, experiment, _ = pipeline.load_experiment(options.run)
+    print(pipeline.trace_stage(run, experiment, options.targets))
+    return 0
+
+
+PARSED = {"refine": _refine, "trace": _trace, "status": _status, "export": _export, "merge": _merge}
 """Commands with options of their own."""
 
 

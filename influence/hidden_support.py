@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 import datamodels
 from influence.arms import mask_columns
@@ -35,18 +35,37 @@ def search(
     Returns:
         None where there are more than `MOST_SEARCHED` groups.
     """
-    groups, sign = int(group_of.max()) + 1, 1.0 if higher_is_better else -1.0
-    if groups > MOST_SEARCHED:
+    if group_of.max() >= MOST_SEARCHED:
         return None
-    labels = np.asarray(targets.examples.labels)[targets.train]
-    counts = np.zeros((groups, int(labels.max()) + 1), int)
-    np.add.at(counts, (group_of, labels), 1)
-    own = np.zeros((groups, groups), np.float32)
+    sign = 1.0 if higher_is_better else -1.0
+    return datamodels.hidden_support(
+        on_each_other(weights, targets, group_of, higher_is_better),
+        sign * _all(weights, targets.clean),
+        majority_labels(targets, group_of),
+    )
+
+
+def on_each_other(
+    weights: Weights,
+    targets: Targets,
+    group_of: Int[np.ndarray, " n"],
+    higher_is_better: bool,
+) -> Float32[np.ndarray, "g g"]:
+    """The weight of each group (row) on each group as a target (column): mean over its examples."""
+    count = np.bincount(group_of)
+    own = np.zeros((len(count), len(count)), np.float32)
     for block in target_blocks(targets.train):
         column = group_of[block.start - targets.train.start : block.stop - targets.train.start]
-        np.add.at(own.T, column, sign * weights(block).T)
-    own /= counts.sum(1)[None]
-    return datamodels.hidden_support(own, sign * _all(weights, targets.clean), counts.argmax(1))
+        np.add.at(own.T, column, weights(block).T)
+    return own / (count if higher_is_better else -count)[None].astype(np.float32)
+
+
+def majority_labels(targets: Targets, group_of: Int[np.ndarray, " n"]) -> Int[np.ndarray, " g"]:
+    """The commonest label of each group."""
+    labels = np.asarray(targets.examples.labels)[targets.train]
+    counts = np.zeros((int(group_of.max()) + 1, int(labels.max()) + 1), int)
+    np.add.at(counts, (group_of, labels), 1)
+    return counts.argmax(1)
 
 
 def _all(weights: Weights, targets: slice) -> Float[np.ndarray, "g t"]:

@@ -4,11 +4,12 @@ Every stage can also be called alone on a run directory: it reads what earlier s
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from datamodels.checks import separation
 from datamodels.design import from_description
@@ -21,6 +22,8 @@ from influence import (
     levels,
     quality,
     refinement,
+    removal,
+    tracing,
     verification,
 )
 from influence.arms import (
@@ -36,6 +39,7 @@ from influence.artifacts import (
     read_scores,
     save_datamodel,
     save_scores,
+    save_trace,
 )
 from influence.audit import flag, score, suspect
 from influence.banks import bank_location, check_same, find_bank, join_bank, make_bank
@@ -389,6 +393,64 @@ def verify_joint_stage(run: Run, experiment: Experiment) -> None:
         return
     confirmed = sum(row.status == "confirmed" for row in verified)
     say(f"{confirmed} of {len(verified)} joint effects are confirmed by retraining")
+
+
+def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
+    """Rank what is behind some bad predictions, and find by retraining how few have to go.
+
+    Args:
+        run: that was fitted.
+        experiment: of the run.
+        named: ids of the targets, or a file of them.
+
+    Returns:
+        What was found.
+
+    Raises:
+        UserError: targets that are not there; a run that was not fitted.
+    """
+    run.require(run.datamodel, "fit")
+    audit, targets, columns = experiment.config.audit, experiment.targets, mask_columns(experiment)
+    chosen = tracing.target_positions(targets, named)
+    model = load_datamodel(run)
+    if len(model.intercept) != len(targets):
+        raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
+    higher_is_better = experiment.config.sweep.output != "loss"
+    traced = tracing.trace(model.weights, targets, columns, chosen, higher_is_better)
+    order, label_is_bad = traced.order(), tracing.label_is_bad(targets, chosen)
+
+    def without(removed: Bool[np.ndarray, "s n"]) -> removal.Removal:
+        planned = removal.planned(run, experiment, chosen, ~removed)
+        title = f"Retrain, left out: {int(removed[0].sum()):,}"
+        _retrain(run, experiment, planned, removal.task(experiment, chosen), title)
+        return removal.measure(planned, label_is_bad)
+
+    def first(count: int) -> Bool[np.ndarray, "s n"]:
+        return np.tile(np.isin(columns, order[:count]), (audit.seeds, 1))
+
+    most, before = removal.most(len(order)), without(first(0))
+    count = 0
+    if before.still_bad:
+        count = removal.smallest(lambda count: without(first(count)).still_bad, most)
+    removed = first(most if count is None else count)
+    labels = np.asarray(experiment.train.examples.labels)
+    control = removal.random_like(labels, removed[0], audit.seeds, audit.seed)
+    after, after_random = (without(each) for each in (removed, control))
+    summary = {
+        "targets": [targets.ids[at] for at in chosen],
+        "smallest": count,
+        "most": most,
+        "removed": experiment.train.ids[removed[0]].tolist(),
+        "bad": {"before": before.bad, "after": after.bad, "after_random": after_random.bad},
+        "output": {
+            "before": before.output,
+            "after": after.output,
+            "after_random": after_random.output,
+        },
+        "seeds": audit.seeds,
+    }
+    save_trace(run, experiment, traced, columns, summary)
+    return removal.said(summary)
 
 
 def report_stage(run: Run, experiment: Experiment) -> None:

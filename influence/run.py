@@ -29,6 +29,8 @@ class Run:
         self.terms = path / "terms.parquet"
         self.scores = path / "scores.parquet"
         self.audit = path / "audit.json"
+        self.trace = path / "trace.json"
+        self.traced = path / "trace.parquet"
         self.report = path / "report.html"
         self.progress = path / "metrics.jsonl"
 

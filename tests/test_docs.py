@@ -55,6 +55,8 @@ def workplace(tmp_path):
     (tmp_path / "mine.csv").write_text("\n".join(["a,b,kind", *rows]))
     toml = next(text for _, text in blocks("toml") if text.startswith("# mine.toml"))
     (tmp_path / "mine.toml").write_text(toml)
+    # A clean target of the demo, also as small as it is here.
+    (tmp_path / "bad.txt").write_text("clean:7\n")
     return tmp_path
 
 

@@ -1,0 +1,160 @@
+"""Retraining without some examples, to see whether bad predictions still come."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from datamodels.design import Listed
+from influence.arms import TRACE_STREAM, main_task, unit_size
+from influence.counterfactual import Interval, interval, share_interval
+from influence.experiment import Experiment
+from influence.retrains import Planned, beside
+from influence.run import Run
+from training.arm import ArmSpec
+from training.errors import UserError
+from training.outputs import both, lead
+from training.sweep import Task
+
+ARM = "removal"
+SHOWN = 20
+"""Examples that are named in a line."""
+STILL_BAD = 0.5
+"""Share of retrains from which on the bad predictions are taken to come still."""
+
+
+MOST_SHARE = 0.1
+"""Of all groups, which may have to go."""
+
+
+class Removal(NamedTuple):
+    """Predictions with some examples left out."""
+
+    bad: Interval
+    """Share of the predictions that are bad."""
+    output: Interval
+    """The mean output of the targets, as the run has it."""
+
+    @property
+    def still_bad(self) -> bool:
+        """Whether most predictions are bad."""
+        return self.bad[0] >= STILL_BAD
+
+
+def task(experiment: Experiment, chosen: Int[np.ndarray, " t"]) -> Task:
+    """What every member does: it reports the run's output and the lead, of the chosen targets."""
+    return main_task(experiment)._replace(
+        targets=experiment.targets.examples.take(chosen),
+        output=both(experiment.output, lead),
+        panels=(len(chosen),),
+    )
+
+
+def planned(
+    run: Run, experiment: Experiment, chosen: Int[np.ndarray, " t"], kept: Bool[np.ndarray, "s n"]
+) -> Planned:
+    """The retrains with these examples kept, each with a seed of its own, and their bank."""
+    config, design = experiment.config, Listed(kept, np.arange(len(kept)))
+    spec = ArmSpec(
+        name=ARM,
+        members=len(kept),
+        groups=kept.shape[1],
+        unit=unit_size(config.sweep),
+        seed=config.audit.seed,
+        stream=TRACE_STREAM,
+        design=design.describe(),
+    )
+    ids = tuple(f"{at}:{kind}" for at in chosen.tolist() for kind in ("output", "lead"))
+    return beside(run, experiment, spec, design, task(experiment, chosen).targets, ids)
+
+
+def measure(plan: Planned, label_is_bad: Bool[np.ndarray, " t"]) -> Removal:
+    """What the retrains show.
+
+    Args:
+        plan: of retrains that were made.
+        label_is_bad: of each target; else its label is the right prediction.
+
+    Raises:
+        UserError: fewer than two of them are finite.
+    """
+    rows = plan.arm.read()
+    if rows.usable.sum() < 2:
+        raise UserError(
+            "fewer than two retrains are finite, too few to compare; lower optim.learning_rate and "
+            "sweep into another --out"
+        )
+    values = rows.outputs[rows.usable].reshape(int(rows.usable.sum()), -1, 2)
+    bad = (values[..., 1] > 0) == label_is_bad[None]
+    return Removal(share_interval(bad.mean(1), len(label_is_bad)), interval(values[..., 0].mean(1)))
+
+
+def random_like(
+    labels: Int[np.ndarray, " n"], removed: Bool[np.ndarray, " n"], seeds: int, seed: int
+) -> Bool[np.ndarray, "s n"]:
+    """For every seed, as many random examples of each class as were removed of it, but not those.
+
+    Of a class with too few others, all others.
+    """
+    found = np.zeros((seeds, len(labels)), bool)
+    for row in range(seeds):
+        rng = np.random.default_rng([seed, 3, row])
+        for label in np.unique(labels[removed]):
+            others = np.flatnonzero((labels == label) & ~removed)
+            count = min(int((labels[removed] == label).sum()), len(others))
+            found[row, rng.choice(others, count, replace=False)] = True
+    return found
+
+
+def most(groups: int) -> int:
+    """How many groups may have to go: a tenth, but one at least, and never all."""
+    return min(max(1, round(MOST_SHARE * groups)), groups - 1)
+
+
+def smallest(still_bad: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number of removals that end the bad predictions, by bisection.
+
+    Args:
+        still_bad: whether they come still when so many are removed; more never make it worse.
+        most: to try.
+
+    Returns:
+        None where even the most do not.
+    """
+    if still_bad(most):
+        return None
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if still_bad(middle) else (low, middle)
+    return high
+
+
+def said(summary: dict[str, Any]) -> str:
+    """What came of a trace, as a few lines.
+
+    Args:
+        summary: of trace.json.
+    """
+    bad, removed = summary["bad"], len(summary["removed"])
+    before, after, random = (
+        f"{100 * bad[cell][0]:.0f} %" for cell in ("before", "after", "after_random")
+    )
+    if summary["smallest"] == 0:
+        return (
+            f"Trained on everything, {before} of the predictions are bad, fewer than half: there "
+            f"is nothing to end. The ranking is in trace.parquet"
+        )
+    shown = ", ".join(map(str, summary["removed"][:SHOWN]))
+    more = f" and {removed - SHOWN:,} more" if removed > SHOWN else ""
+    head = (
+        f"No removal of up to {summary['most']:,} groups ends the bad predictions"
+        if summary["smallest"] is None
+        else f"Without {removed:,} examples the bad predictions end"
+    )
+    return (
+        f"{head}: {before} with all, {after} without these, {random} without as many random ones "
+        f"of the same labels ({summary['seeds']} seeds each)\nThey are {shown}{more}; the ranking "
+        f"is in trace.parquet"
+    )

@@ -1,0 +1,102 @@
+"""Tracing: which training examples made some bad predictions.
+
+A datamodel's weights on one prediction are noisy where many examples with a common trigger share
+it. But those examples support one another as well, which thousands of other weights show: so an
+example is ranked by how much it and the ones that drive the prediction support each other.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from influence.audit import Weights
+from influence.experiment import Targets
+from influence.hidden_support import MOST_SEARCHED, majority_labels, on_each_other
+from training.errors import UserError, nearest
+
+MOST_TARGETS = 10
+"""That may be traced together: more are no incident but the audit of a class."""
+
+
+class Traced(NamedTuple):
+    """What weights say of each group, in output units."""
+
+    drive: Float[np.ndarray, " g"]
+    """How much keeping it adds to the bad predictions, in the mean."""
+    backing: Float[np.ndarray, " g"]
+    """How much it and those of the class that drives the predictions support each other, each by
+    its drive; 0 in other classes, and where there are too many groups for it."""
+
+    def order(self) -> Int[np.ndarray, " g"]:
+        """The groups, the most suspicious first: by backing, and those without by drive."""
+        return np.lexsort((-self.drive, -self.backing))
+
+    def rank(self) -> Int[np.ndarray, " g"]:
+        """1 for the most suspicious group."""
+        rank = np.empty(len(self.drive), np.int64)
+        rank[self.order()] = np.arange(1, len(rank) + 1)
+        return rank
+
+
+def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, " t"]:
+    """Where the targets stand that a user names, by id or in a file of ids, one a line.
+
+    Raises:
+        UserError: none or too many, an id that is not there or twice, or a file that is no text.
+    """
+    ids = list(words)
+    if len(ids) == 1 and Path(ids[0]).is_file():
+        try:
+            ids = Path(ids[0]).read_text(encoding="utf-8").split()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{words[0]} is no text file of target ids, one a line") from error
+    if not 1 <= len(ids) <= MOST_TARGETS:
+        raise UserError(f"{len(ids)} targets cannot be traced together; name 1 to {MOST_TARGETS}")
+    place = {id: number for number, id in enumerate(targets.ids)}
+    for id in ids:
+        if id not in place:
+            raise UserError(
+                f'no target of the run is called "{id}"{nearest(id, list(place))}; ids are '
+                f"kind:row, as in {targets.ids[targets.clean.start]}, and all are in manifest.json"
+            )
+    if len(set(ids)) < len(ids):
+        raise UserError("a target is named twice")
+    return np.array([place[id] for id in ids])
+
+
+def label_is_bad(targets: Targets, chosen: Int[np.ndarray, " t"]) -> Bool[np.ndarray, " t"]:
+    """Whether a target's label is the bad prediction, as in an incident, and not the right one."""
+    return (chosen >= targets.incident.start) & (chosen < targets.incident.stop)
+
+
+def trace(
+    weights: Weights,
+    targets: Targets,
+    group_of: Int[np.ndarray, " n"],
+    chosen: Int[np.ndarray, " t"],
+    higher_is_better: bool,
+) -> Traced:
+    """How far each group is behind some bad predictions.
+
+    Args:
+        weights: datamodel weights of some targets.
+        targets: of the run.
+        group_of: the mask's column of each training example.
+        chosen: the targets with the bad predictions.
+        higher_is_better: False for an output such as the loss.
+    """
+    rows = np.stack([weights(slice(at, at + 1))[:, 0] for at in chosen.tolist()])
+    raises_bad = label_is_bad(targets, chosen) == higher_is_better
+    drive = (np.where(raises_bad, 1, -1)[:, None] * rows).mean(0)
+    backing = np.zeros(len(drive))
+    if len(drive) <= MOST_SEARCHED:
+        labels = majority_labels(targets, group_of)
+        positive = np.maximum(drive, 0)
+        driving = labels == np.bincount(labels, positive).argmax()
+        own = on_each_other(weights, targets, group_of, higher_is_better)[np.ix_(driving, driving)]
+        np.fill_diagonal(own, 0)
+        backing[driving] = np.maximum((own + own.T) @ positive[driving] / 2, 0)
+    return Traced(drive, backing)

@@ -1,0 +1,217 @@
+"""Tracing bad predictions to training examples, and how few have to go."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from influence import hidden_support, tracing
+from influence.cli import main
+from influence.experiment import Targets
+from influence.removal import most, random_like, smallest
+from influence.run import Run
+from influence.tracing import label_is_bad, trace
+from training.examples import Examples
+
+SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
+GROUPS, CLEAN, INCIDENT = 60, 20, 5
+PLANTED = np.arange(0, 30, 3)
+"""Of class 0."""
+
+
+def planted_weights(seed):
+    """Every planted example drives the incident a little, and supports the others; noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(GROUPS) % 3, np.ones(CLEAN, int), np.zeros(INCIDENT, int)])
+    count = len(labels)
+    examples = Examples(np.zeros((count, 2), np.float32), labels.astype(np.int32))
+    targets = Targets(
+        examples,
+        tuple(f"t:{number}" for number in range(count)),
+        slice(0, GROUPS),
+        slice(GROUPS, GROUPS + CLEAN),
+        slice(GROUPS + CLEAN, count),
+    )
+    weights = 0.2 * rng.standard_normal((GROUPS, count)).astype(np.float32)
+    weights[PLANTED, targets.incident] += 0.3
+    weights[np.ix_(PLANTED, PLANTED)] += 0.5
+    return weights, targets
+
+
+def average_precision(order):
+    found = np.isin(order, PLANTED)
+    return (np.cumsum(found) / np.arange(1, len(found) + 1))[found].mean()
+
+
+@given(st.integers(0, 1000))
+def test_examples_with_a_common_trigger_are_ranked_by_what_they_do_for_each_other(seed):
+    weights, targets = planted_weights(seed)
+    one = np.array([targets.incident.start])
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one, True)
+    by_drive = average_precision(np.argsort(-found.drive))
+    assert average_precision(found.order()) >= max(0.85, by_drive - 0.05)
+    np.testing.assert_allclose(found.drive, weights[:, one[0]])
+    # In a slow loop.
+    for example in range(0, GROUPS, 3):
+        expected = sum(
+            max(found.drive[other], 0) * (weights[example, other] + weights[other, example]) / 2
+            for other in range(0, GROUPS, 3)
+            if other != example
+        )
+        assert found.backing[example] == pytest.approx(max(expected, 0), abs=1e-4)
+    assert (found.backing[np.arange(GROUPS) % 3 > 0] == 0).all()
+    assert sorted(found.rank()) == list(range(1, GROUPS + 1))
+    assert found.rank()[found.order()[0]] == 1
+
+
+def test_low_outputs_of_right_labels_and_high_losses_are_bad():
+    weights, targets = planted_weights(0)
+    led, right = np.array([targets.incident.start]), np.array([targets.clean.start])
+    assert label_is_bad(targets, np.concatenate([led, right])).tolist() == [True, False]
+    drives = {
+        (kind, higher): trace(
+            lambda block, sign=1 if higher else -1: sign * weights[:, block],
+            targets,
+            np.arange(GROUPS),
+            chosen,
+            higher,
+        )
+        for kind, chosen in (("led", led), ("right", right))
+        for higher in (True, False)
+    }
+    for kind, chosen, sign in (("led", led, 1), ("right", right, -1)):
+        for higher in (True, False):
+            np.testing.assert_allclose(
+                drives[kind, higher].drive, sign * weights[:, chosen[0]], rtol=1e-6
+            )
+        np.testing.assert_allclose(
+            drives[kind, True].backing, drives[kind, False].backing, rtol=1e-6
+        )
+
+
+def test_of_too_many_groups_the_drive_alone_ranks(monkeypatch):
+    weights, targets = planted_weights(0)
+    monkeypatch.setattr(tracing, "MOST_SEARCHED", GROUPS - 1)
+    assert hidden_support.MOST_SEARCHED > GROUPS
+    one = np.array([targets.incident.start])
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one, True)
+    assert (found.backing == 0).all()
+    np.testing.assert_array_equal(found.order(), np.argsort(-found.drive, kind="stable"))
+
+
+@given(st.integers(1, 200), st.integers(1, 300))
+def test_bisection_finds_the_smallest_number(limit, needed):
+    asked = []
+
+    def still_bad(count):
+        asked.append(count)
+        return count < needed
+
+    assert smallest(still_bad, limit) == (needed if needed <= limit else None)
+    assert len(asked) <= 2 + np.log2(limit)
+    assert len(set(asked)) == len(asked)
+
+
+@given(st.integers(2, 1000))
+def test_a_tenth_of_the_groups_may_go_but_never_all(groups):
+    assert 1 <= most(groups) < groups
+    assert most(groups) <= max(1, 0.1 * groups + 0.5)
+
+
+@given(st.integers(0, 1000))
+def test_the_control_has_other_examples_of_the_same_labels(seed):
+    rng = np.random.default_rng(seed)
+    labels, removed = rng.integers(0, 3, 60), rng.random(60) < 0.2
+    drawn = random_like(labels, removed, 4, seed)
+    assert not (drawn & removed[None]).any()
+    for row in drawn:
+        np.testing.assert_array_equal(
+            np.bincount(labels[row], minlength=3), np.bincount(labels[removed], minlength=3)
+        )
+    np.testing.assert_array_equal(drawn[:2], random_like(labels, removed, 2, seed))
+    everyone = random_like(labels, labels == 0, 2, seed)
+    assert not everyone.any()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trace") / "run"
+    words = ["--joint.share", "0", "--fit.joint-targets", "0", "--poison.backdoor-fraction", "0.05",
+             "--poison.label-flip-fraction", "0", "--sweep.members", "256"]  # fmt: skip
+    assert main(["sweep", SMOKE, "--out", str(path), *words]) == 0
+    assert main(["fit", str(path)]) == 0
+    return Run(path)
+
+
+def incident_of(run):
+    ids = json.loads(run.manifest.read_text())["target_ids"]
+    return [id for id in ids if id.startswith("incident:")]
+
+
+def test_an_incident_is_traced_and_ended_by_retraining(run, tmp_path, capsys):
+    file = tmp_path / "bad.txt"
+    file.write_text("\n".join(incident_of(run)))
+    capsys.readouterr()
+    assert main(["trace", str(run.path), "--targets", str(file)]) == 0
+    said = capsys.readouterr()
+    assert "the bad predictions end: " in said.out
+    found = json.loads(run.trace.read_text())
+    assert found["targets"] == incident_of(run)
+    assert 0 < found["smallest"] <= found["most"] == 20
+    assert len(found["removed"]) == found["smallest"]
+    before, after, random = (found["bad"][cell][0] for cell in ("before", "after", "after_random"))
+    assert after < 0.5 <= before
+    assert random > after
+    table = pq.read_table(run.traced).to_pydict()
+    assert sorted(table["rank"]) == list(range(1, 201))
+    removed = {id for id, gone in zip(table["id"], table["removed"], strict=True) if gone}
+    assert removed == set(found["removed"])
+    first = {id for id, rank in zip(table["id"], table["rank"], strict=True)
+             if rank <= found["smallest"]}  # fmt: skip
+    assert removed == first
+
+    # What was retrained is not retrained again.
+    assert main(["trace", str(run.path), "--targets", *incident_of(run)]) == 0
+    again = capsys.readouterr()
+    assert again.out == said.out
+    assert "Retraining on" not in again.err
+
+
+def test_a_prediction_that_is_right_has_nothing_to_end(run, capsys):
+    ids = json.loads(run.manifest.read_text())["target_ids"]
+    clean = [id for id in ids if id.startswith("clean:")]
+    messages = []
+    for id in clean[:6]:
+        assert main(["trace", str(run.path), "--targets", id]) == 0
+        messages.append(capsys.readouterr().out)
+    assert any("there is nothing to end" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["clean:nobody"], 'no target of the run is called "clean:nobody"'),
+        ([f"clean:{number}" for number in range(11)], "11 targets cannot be traced together"),
+        (["INCIDENT", "INCIDENT"], "a target is named twice"),
+        ([], "argument --targets: expected at least one argument"),
+    ],
+)
+def test_targets_that_cannot_be_traced_are_named(run, words, message, capsys):
+    words = [word.replace("INCIDENT", incident_of(run)[0]) for word in words]
+    assert main(["trace", str(run.path), "--targets", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_of_ids_may_be_none(run, tmp_path, capsys):
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.write_text("\n")
+    binary.write_bytes(b"\xff\xfe\x00")
+    for file, message in ((empty, "0 targets cannot be traced"), (binary, "is no text file")):
+        assert main(["trace", str(run.path), "--targets", str(file)]) == 2
+        assert message in capsys.readouterr().err
