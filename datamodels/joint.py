@@ -408,11 +408,19 @@ def fit_joint(
         groups=parts.groups,
         process=process,
         scale=scale.astype(np.float32),
-        noise_variance=process.covariance.noise * scale**2 if known is None else known,
+        noise_variance=_learned_noise(process, settings, scale) if known is None else known,
         settings=tuple(settings),
         rows=rows,
         diagnostics=diagnostics,
     )
+
+
+def _learned_noise(
+    process: Process, settings: Sequence[Settings], scale: Float[np.ndarray, " t"]
+) -> Float[np.ndarray, " t"]:
+    """As learned, in squared output units, before it is raised to what predicts best."""
+    factor = np.array([each.noise_factor for each in settings])
+    return np.asarray(process.covariance.noise) / factor * scale**2
 
 
 def _usable_rows(

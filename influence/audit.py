@@ -46,8 +46,8 @@ class Scores(NamedTuple):
     incident_q: Float[np.ndarray, " n"]
     """The smallest false discovery rate at which its group is found to affect the incident."""
     hidden_support: Float[np.ndarray, " n"]
-    """How much it and others support one another, and no clean target
-    (`datamodels.hidden_support`). NaN where it was not searched."""
+    """How much it and others support one another, and no clean target; 0 where no more than by
+    chance (`datamodels.hidden_support`). NaN where it was not searched."""
 
 
 class Suspicion(NamedTuple):
@@ -170,7 +170,10 @@ def suspect(scores: Scores) -> Suspicion:
     memorisation (nothing else supports it), and a hidden support (a few others support it, and
     nothing that is clean). The incident adds a high weight on the bad predictions.
     """
-    blind = [-scores.out_of_bag, scores.memorisation, scores.hidden_support]
+    blind = [-scores.out_of_bag, scores.memorisation]
+    hidden = np.where(scores.hidden_support > 0, scores.hidden_support, np.nan)
+    if np.isfinite(hidden).any():
+        blind.append(hidden)
     if np.isnan(scores.incident_weight).all():
         return Suspicion(best_rank(blind), None)
     return Suspicion(best_rank(blind), best_rank([*blind, scores.incident_weight]))

@@ -53,17 +53,19 @@ def summary(
     Args:
         attacks: what was planted.
         scores: the columns of scores.parquet.
-        success: of each attack in each cell of the verification. A backdoor that failed before
+        success: of each attack in each cell of the verification. A trigger that failed before
             anything was removed is not scored: its metrics are None.
     """
-    planted = scores["planted"]
-    entries = {}
+    planted, entries = scores["planted"], {}
+    # The run's incident is the first attack's: another trigger's predictions are not in it.
+    led = next((attack.name for attack in attacks if attack.incident is not None), None)
     for attack in attacks:
         this = planted == attack.name
         other = (planted != "") & ~this
         worked, protocols = True, {attack.name: "blind"}
         if attack.incident is not None:
             worked = success[attack.name]["before"][0] >= ATTACK_WORKED
+        if attack.name == led:
             protocols = {attack.name: "incident", f"{attack.name}_blind": "blind"}
         for name, protocol in protocols.items():
             metrics = detection_metrics(scores[f"rank_{protocol}"], this, other)

@@ -72,13 +72,18 @@ def _all(weights: Weights, targets: slice) -> Float[np.ndarray, "g t"]:
     return np.concatenate([weights(block) for block in target_blocks(targets)], axis=1)
 
 
-def described(experiment: Experiment, hidden: datamodels.Hidden | None) -> list[dict[str, Any]]:
-    """The `hidden_sets` of audit.json: the sets that were found, their examples by id."""
+def described(
+    experiment: Experiment, hidden: datamodels.Hidden | None
+) -> list[dict[str, Any]] | None:
+    """The `hidden_sets` of audit.json: the sets that were found, their examples by id.
+
+    None where nothing was searched.
+    """
     columns, ids = mask_columns(experiment), experiment.train.ids
     labels = np.asarray(experiment.train.examples.labels)
-    found = []
     if hidden is None:
-        return found
+        return None
+    found = []
     for one in hidden.sets:
         rows = np.flatnonzero(np.isin(columns, one.groups))
         found.append(

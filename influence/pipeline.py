@@ -241,6 +241,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     config = experiment.config
     model, columns = load_datamodel(run), mask_columns(experiment)
     higher_is_better = config.sweep.output != "loss"
+    say("Searching for examples that support one another, and no clean target")
     hidden = hidden_support.search(model.weights, experiment.targets, columns, higher_is_better)
     scores = score(
         [arm.main.take(arm.main.usable) for arm in read_arms(bank, experiment)],
@@ -419,8 +420,8 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
     traced = tracing.trace(model.weights, targets, columns, chosen, higher_is_better)
     order, label_is_bad = traced.order(), tracing.label_is_bad(targets, chosen)
 
-    def without(removed: Bool[np.ndarray, "s n"]) -> removal.Removal:
-        planned = removal.planned(run, experiment, chosen, ~removed)
+    def without(removed: Bool[np.ndarray, "s n"], *, judging: bool) -> removal.Removal:
+        planned = removal.planned(run, experiment, chosen, ~removed, judging=judging)
         title = f"Retrain, left out: {int(removed[0].sum()):,}"
         _retrain(run, experiment, planned, removal.task(experiment, chosen), title)
         return removal.measure(planned, label_is_bad)
@@ -428,14 +429,17 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
     def first(count: int) -> Bool[np.ndarray, "s n"]:
         return np.tile(np.isin(columns, order[:count]), (audit.seeds, 1))
 
-    most, before = removal.most(len(order)), without(first(0))
-    count = 0
-    if before.still_bad:
-        count = removal.smallest(lambda count: without(first(count)).still_bad, most)
+    def still_bad(count: int) -> bool:
+        return without(first(count), judging=False).still_bad
+
+    most = removal.most(len(order))
+    count = removal.smallest(still_bad, most) if still_bad(0) else 0
     removed = first(most if count is None else count)
     labels = np.asarray(experiment.train.examples.labels)
     control = removal.random_like(labels, removed[0], audit.seeds, audit.seed)
-    after, after_random = (without(each) for each in (removed, control))
+    before, after, after_random = (
+        without(each, judging=True) for each in (first(0), removed, control)
+    )
     summary = {
         "targets": [targets.ids[at] for at in chosen],
         "smallest": count,

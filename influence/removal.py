@@ -22,8 +22,6 @@ SHOWN = 20
 """Examples that are named in a line."""
 STILL_BAD = 0.5
 """Share of retrains from which on the bad predictions are taken to come still."""
-
-
 MOST_SHARE = 0.1
 """Of all groups, which may have to go."""
 
@@ -52,10 +50,19 @@ def task(experiment: Experiment, chosen: Int[np.ndarray, " t"]) -> Task:
 
 
 def planned(
-    run: Run, experiment: Experiment, chosen: Int[np.ndarray, " t"], kept: Bool[np.ndarray, "s n"]
+    run: Run,
+    experiment: Experiment,
+    chosen: Int[np.ndarray, " t"],
+    kept: Bool[np.ndarray, "s n"],
+    *,
+    judging: bool,
 ) -> Planned:
-    """The retrains with these examples kept, each with a seed of its own, and their bank."""
-    config, design = experiment.config, Listed(kept, np.arange(len(kept)))
+    """The retrains with these examples kept, each with a seed of its own, and their bank.
+
+    Those that judge have other seeds than those of the search, which chose what they judge.
+    """
+    numbers = np.arange(len(kept)) + (len(kept) if judging else 0)
+    config, design = experiment.config, Listed(kept, numbers)
     spec = ArmSpec(
         name=ARM,
         members=len(kept),
@@ -87,7 +94,7 @@ def measure(plan: Planned, label_is_bad: Bool[np.ndarray, " t"]) -> Removal:
         )
     values = rows.outputs[rows.usable].reshape(int(rows.usable.sum()), -1, 2)
     bad = (values[..., 1] > 0) == label_is_bad[None]
-    return Removal(share_interval(bad.mean(1), len(label_is_bad)), interval(values[..., 0].mean(1)))
+    return Removal(share_interval(bad.mean(1), len(bad)), interval(values[..., 0].mean(1)))
 
 
 def random_like(
@@ -95,7 +102,7 @@ def random_like(
 ) -> Bool[np.ndarray, "s n"]:
     """For every seed, as many random examples of each class as were removed of it, but not those.
 
-    Of a class with too few others, all others.
+    Where a class has too few others, the rest are of other classes; of fewer in all, all.
     """
     found = np.zeros((seeds, len(labels)), bool)
     for row in range(seeds):
@@ -104,6 +111,9 @@ def random_like(
             others = np.flatnonzero((labels == label) & ~removed)
             count = min(int((labels[removed] == label).sum()), len(others))
             found[row, rng.choice(others, count, replace=False)] = True
+        left = np.flatnonzero(~removed & ~found[row])
+        lacking = min(int(removed.sum() - found[row].sum()), len(left))
+        found[row, rng.choice(left, lacking, replace=False)] = True
     return found
 
 
@@ -116,7 +126,7 @@ def smallest(still_bad: Callable[[int], bool], most: int) -> int | None:
     """The smallest number of removals that end the bad predictions, by bisection.
 
     Args:
-        still_bad: whether they come still when so many are removed; more never make it worse.
+        still_bad: whether they come still when so many are removed; taken to end for good.
         most: to try.
 
     Returns:
@@ -148,13 +158,12 @@ def said(summary: dict[str, Any]) -> str:
         )
     shown = ", ".join(map(str, summary["removed"][:SHOWN]))
     more = f" and {removed - SHOWN:,} more" if removed > SHOWN else ""
-    head = (
-        f"No removal of up to {summary['most']:,} groups ends the bad predictions"
-        if summary["smallest"] is None
-        else f"Without {removed:,} examples the bad predictions end"
-    )
+    if summary["smallest"] is None:
+        head = f"No removal of up to {summary['most']:,} groups ends most of the bad predictions"
+    else:
+        head = f"Without {removed:,} examples most of the bad predictions end"
     return (
-        f"{head}: {before} with all, {after} without these, {random} without as many random ones "
-        f"of the same labels ({summary['seeds']} seeds each)\nThey are {shown}{more}; the ranking "
-        f"is in trace.parquet"
+        f"{head}. With fresh seeds ({summary['seeds']}): bad are {before} with all, {after} "
+        f"without these, {random} without as many random ones of the same labels\n"
+        f"They are {shown}{more}; the ranking is in trace.parquet"
     )

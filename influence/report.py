@@ -34,7 +34,7 @@ SHOWN_EFFECTS = 5
 """Of each of them."""
 SHOWN_TERMS = 30
 """Sets of groups of one level that act together; all are in terms.parquet."""
-SHOWN_MEMBERS = 12
+SHOWN_OF_SET = 12
 """Examples of a set of hidden support."""
 SHOWN_GROUPS = 2
 """Of each of them, unless it is opened."""
@@ -190,13 +190,17 @@ def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[
     return rows
 
 
-def _hidden_sets(experiment: Experiment, sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sets of hidden support, with pictures of their first examples."""
+def _hidden_sets(
+    experiment: Experiment, sets: Sequence[dict[str, Any]] | None
+) -> list[dict[str, Any]] | None:
+    """The sets of hidden support, with pictures of their first examples; None: not searched."""
+    if sets is None:
+        return None
     inputs = np.asarray(experiment.train.examples.inputs)
     order = np.argsort(experiment.train.ids)
     found = []
     for one in sets:
-        shown = one["examples"][:SHOWN_MEMBERS]
+        shown = one["examples"][:SHOWN_OF_SET]
         at = order[np.searchsorted(experiment.train.ids, shown, sorter=order)]
         pictures = [_picture(inputs[row]) for row in at] if _is_image(experiment) else []
         found.append(one | {"shown": list(zip_longest(shown, pictures))})

@@ -17,6 +17,9 @@ from influence.experiment import Targets
 from influence.hidden_support import MOST_SEARCHED, majority_labels, on_each_other
 from training.errors import UserError, nearest
 
+OWN = 0.1
+"""Share of an example's weight on itself that counts, since memorisation raises it. A single wrong
+label that nothing else backs is first with it, and a trigger's examples stay before all others."""
 MOST_TARGETS = 10
 """That may be traced together: more are no incident but the audit of a class."""
 
@@ -27,8 +30,8 @@ class Traced(NamedTuple):
     drive: Float[np.ndarray, " g"]
     """How much keeping it adds to the bad predictions, in the mean."""
     backing: Float[np.ndarray, " g"]
-    """How much it and those of the class that drives the predictions support each other, each by
-    its drive; 0 in other classes, and where there are too many groups for it."""
+    """How much it supports itself, by its drive, and, in the class that drives the predictions,
+    how much it and the others support each other. 0 where there are too many groups for it."""
 
     def order(self) -> Int[np.ndarray, " g"]:
         """The groups, the most suspicious first: by backing, and those without by drive."""
@@ -45,13 +48,14 @@ def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, 
     """Where the targets stand that a user names, by id or in a file of ids, one a line.
 
     Raises:
-        UserError: none or too many, an id that is not there or twice, or a file that is no text.
+        UserError: none or too many, an id that is not there or twice or of a training example, or a
+            file that is no text.
     """
     ids = list(words)
     if len(ids) == 1 and Path(ids[0]).is_file():
         try:
             ids = Path(ids[0]).read_text(encoding="utf-8").split()
-        except UnicodeDecodeError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{words[0]} is no text file of target ids, one a line") from error
     if not 1 <= len(ids) <= MOST_TARGETS:
         raise UserError(f"{len(ids)} targets cannot be traced together; name 1 to {MOST_TARGETS}")
@@ -59,8 +63,14 @@ def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, 
     for id in ids:
         if id not in place:
             raise UserError(
-                f'no target of the run is called "{id}"{nearest(id, list(place))}; ids are '
-                f"kind:row, as in {targets.ids[targets.clean.start]}, and all are in manifest.json"
+                f'no target of the run, and no file, is called "{id}"{nearest(id, list(place))}; '
+                f"ids are kind:row, as in {targets.ids[targets.clean.start]}, and all are in "
+                f"manifest.json"
+            )
+        if place[id] < targets.train.stop:
+            raise UserError(
+                f"{id} is a training example, whose own label may be the wrong one; trace clean or "
+                f"incident targets"
             )
     if len(set(ids)) < len(ids):
         raise UserError("a target is named twice")
@@ -93,10 +103,28 @@ def trace(
     drive = (np.where(raises_bad, 1, -1)[:, None] * rows).mean(0)
     backing = np.zeros(len(drive))
     if len(drive) <= MOST_SEARCHED:
-        labels = majority_labels(targets, group_of)
-        positive = np.maximum(drive, 0)
-        driving = labels == np.bincount(labels, positive).argmax()
-        own = on_each_other(weights, targets, group_of, higher_is_better)[np.ix_(driving, driving)]
-        np.fill_diagonal(own, 0)
-        backing[driving] = np.maximum((own + own.T) @ positive[driving] / 2, 0)
+        positive, labels = np.maximum(drive, 0), majority_labels(targets, group_of)
+        driving = labels == _driving_class(targets, chosen, positive, labels)
+        weight = on_each_other(weights, targets, group_of, higher_is_better)
+        backing = OWN * positive * np.maximum(np.diag(weight), 0)
+        within = weight[np.ix_(driving, driving)]
+        np.fill_diagonal(within, 0)
+        backing[driving] += np.maximum((within + within.T) @ positive[driving] / 2, 0)
     return Traced(drive, backing)
+
+
+def _driving_class(
+    targets: Targets,
+    chosen: Int[np.ndarray, " t"],
+    drive: Float[np.ndarray, " g"],
+    labels: Int[np.ndarray, " g"],
+) -> int:
+    """The label whose groups drive the predictions: what the model was led to, if it is known.
+
+    Else, or of several, the one with the largest sum of squared drives.
+    """
+    squared = np.bincount(labels, np.square(drive))
+    if label_is_bad(targets, chosen).all():
+        led = np.unique(np.asarray(targets.examples.labels)[chosen])
+        squared[np.setdiff1d(np.arange(len(squared)), led)] = -1
+    return int(squared.argmax())

@@ -147,6 +147,36 @@ def test_a_backdoor_that_failed_is_never_scored(before, scored):
         assert found["backdoor"]["auroc"] == 0.0
 
 
+def test_of_two_triggers_the_incident_is_the_first_ones_alone():
+    planted = np.array(["backdoor"] * 3 + ["blend"] * 3 + [""] * 14, dtype=object)
+    rank = np.arange(20) + 1
+    scores = {"planted": planted, "rank_blind": rank, "rank_incident": rank}
+    blank = Examples(np.zeros((3, 2), np.float32), np.zeros(3, np.int32))
+    attacks = [
+        Attack(name, np.flatnonzero(planted == name), np.zeros(3, np.int32), blank,
+               Table(blank, np.arange(3)))
+        for name in ("backdoor", "blend")
+    ]  # fmt: skip
+    success = {"backdoor": {"before": (0.9, 0.0, 1.0)}, "blend": {"before": (0.4, 0.0, 1.0)}}
+    found = detection_summary(attacks, scores, success)
+    assert {name: entry["protocol"] for name, entry in found.items()} == {
+        "backdoor": "incident",
+        "backdoor_blind": "blind",
+        "blend": "blind",
+    }
+    assert found["blend"]["auroc"] is None  # it failed
+
+
+def test_where_nothing_was_searched_the_rest_of_the_evidence_ranks():
+    scores = make_scores(False)
+    quiet = scores._replace(hidden_support=np.zeros(20))
+    missing = scores._replace(hidden_support=np.full(20, np.nan))
+    np.testing.assert_array_equal(suspect(quiet).rank, suspect(missing).rank)
+    np.testing.assert_array_equal(
+        suspect(missing).rank, best_rank([-scores.out_of_bag, scores.memorisation])
+    )
+
+
 def test_a_label_flip_is_scored_whether_or_not_the_model_learned_it():
     scores = {"planted": np.array(["label_flip", "", ""], dtype=object), "rank_blind": [1, 2, 3]}
     scores["rank_blind"] = np.array(scores["rank_blind"])

@@ -14,7 +14,7 @@ from influence.cli import main
 from influence.experiment import Targets
 from influence.removal import most, random_like, smallest
 from influence.run import Run
-from influence.tracing import label_is_bad, trace
+from influence.tracing import OWN, label_is_bad, trace
 from training.examples import Examples
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
@@ -62,10 +62,43 @@ def test_examples_with_a_common_trigger_are_ranked_by_what_they_do_for_each_othe
             for other in range(0, GROUPS, 3)
             if other != example
         )
-        assert found.backing[example] == pytest.approx(max(expected, 0), abs=1e-4)
-    assert (found.backing[np.arange(GROUPS) % 3 > 0] == 0).all()
+        # An incident is led to class 0.
+        alone = max(found.drive[example], 0) * max(weights[example, example], 0)
+        assert found.backing[example] == pytest.approx(max(expected, 0) + OWN * alone, abs=1e-4)
     assert sorted(found.rank()) == list(range(1, GROUPS + 1))
     assert found.rank()[found.order()[0]] == 1
+
+
+def test_a_single_wrong_label_is_first_though_its_class_contradicts_it():
+    weights, targets = planted_weights(0)
+    lone, one = 31, np.array([targets.clean.start])
+    weights[lone, one] = -9.0
+    weights[lone, lone] = 10.0
+    weights[lone, np.arange(lone % 3, GROUPS, 3)[:5]] = -1.0
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one, True)
+    assert found.order()[0] == lone
+
+
+def test_groups_of_several_examples_are_traced_by_what_they_do_to_each_others_examples():
+    weights, targets = planted_weights(0)
+    group_of = np.arange(GROUPS) // 2
+    merged = weights[::2]
+    found = trace(lambda block: merged[:, block], targets, group_of,
+                  np.array([targets.incident.start]), True)  # fmt: skip
+    labels = hidden_support.majority_labels(targets, group_of)
+    driving = labels == 0  # which the model was led to
+    of_group = [
+        merged[:, group_of_pair].mean(1) for group_of_pair in np.arange(GROUPS).reshape(-1, 2)
+    ]
+    on = np.stack(of_group, axis=1)
+    for group in np.flatnonzero(driving):
+        expected = sum(
+            max(found.drive[other], 0) * (on[group, other] + on[other, group]) / 2
+            for other in np.flatnonzero(driving)
+            if other != group
+        )
+        alone = max(found.drive[group], 0) * max(on[group, group], 0)
+        assert found.backing[group] == pytest.approx(max(expected, 0) + OWN * alone, abs=1e-4)
 
 
 def test_low_outputs_of_right_labels_and_high_losses_are_bad():
@@ -133,8 +166,10 @@ def test_the_control_has_other_examples_of_the_same_labels(seed):
             np.bincount(labels[row], minlength=3), np.bincount(labels[removed], minlength=3)
         )
     np.testing.assert_array_equal(drawn[:2], random_like(labels, removed, 2, seed))
-    everyone = random_like(labels, labels == 0, 2, seed)
-    assert not everyone.any()
+    whole = random_like(labels, labels == 0, 2, seed)
+    # Of a class that went as a whole nothing is left, so others go in its place.
+    assert (whole.sum(1) == min((labels == 0).sum(), (labels > 0).sum())).all()
+    assert not whole[:, labels == 0].any()
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +193,14 @@ def test_an_incident_is_traced_and_ended_by_retraining(run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["trace", str(run.path), "--targets", str(file)]) == 0
     said = capsys.readouterr()
-    assert "the bad predictions end: " in said.out
+    assert "most of the bad predictions end. With fresh seeds (4): bad are " in said.out
     found = json.loads(run.trace.read_text())
     assert found["targets"] == incident_of(run)
     assert 0 < found["smallest"] <= found["most"] == 20
     assert len(found["removed"]) == found["smallest"]
     before, after, random = (found["bad"][cell][0] for cell in ("before", "after", "after_random"))
-    assert after < 0.5 <= before
+    # The search's retrains were below a half; these have seeds of their own.
+    assert after < 0.75 < before
     assert random > after
     table = pq.read_table(run.traced).to_pydict()
     assert sorted(table["rank"]) == list(range(1, 201))
@@ -194,14 +230,17 @@ def test_a_prediction_that_is_right_has_nothing_to_end(run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["clean:nobody"], 'no target of the run is called "clean:nobody"'),
+        (["clean:nobody"], 'no target of the run, and no file, is called "clean:nobody"'),
         ([f"clean:{number}" for number in range(11)], "11 targets cannot be traced together"),
         (["INCIDENT", "INCIDENT"], "a target is named twice"),
+        (["TRAIN"], "is a training example, whose own label may be the wrong one"),
         ([], "argument --targets: expected at least one argument"),
     ],
 )
 def test_targets_that_cannot_be_traced_are_named(run, words, message, capsys):
-    words = [word.replace("INCIDENT", incident_of(run)[0]) for word in words]
+    train = json.loads(run.manifest.read_text())["target_ids"][0]
+    words = [word.replace("INCIDENT", incident_of(run)[0]).replace("TRAIN", train)
+             for word in words]  # fmt: skip
     assert main(["trace", str(run.path), "--targets", *words]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,0 +1,112 @@
+"""Standard detectors of bad training examples, on the same data, model and recipe as a run's.
+
+Each gives every training example a suspicion; high is suspicious.
+
+cleanlab    confident learning (Northcutt et al. 2021): quality of the label given out-of-sample
+            probabilities, of five folds with several seeds each
+loss        the loss of the label under models trained on everything
+knn         share of the ten nearest examples, by what the last layer reads, of another label
+spectral    spectral signatures (Tran, Li & Madry 2018): squared projection of a class's features on
+            their first singular direction
+clustering  activation clustering (Chen et al. 2018): how small the smaller of two clusters is of a
+            class's features
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cleanlab.rank import get_label_quality_scores
+from jaxtyping import Array, Float, Int
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+
+from influence.arms import main_task
+from influence.experiment import Experiment
+from influence.layout import sweeper_for
+from training.seeds import root_key, training_key, training_keys
+from training.train import make_train
+
+FOLDS, SEEDS = 5, 4
+NEIGHBOURS = 10
+DIRECTIONS = 10
+"""That activation clustering looks at."""
+STREAM = 700
+
+Suspicion = Float[np.ndarray, " n"]
+
+
+def suspicions(experiment: Experiment) -> dict[str, Suspicion]:
+    """Of every training example, by the detector's name."""
+    labels = np.asarray(experiment.train.examples.labels).astype(int)
+    fold = np.random.default_rng(0).permutation(len(labels)) % FOLDS
+    kept = np.stack([fold != number for number in range(FOLDS)] + [np.ones(len(labels), bool)])
+    probabilities = _probabilities(experiment, kept)
+    rows = np.arange(len(labels))
+    features = _features(experiment)
+    return {
+        "cleanlab": -get_label_quality_scores(labels, probabilities[fold, rows]),
+        "loss": -np.log(np.maximum(probabilities[FOLDS, rows, labels], 1e-30)),
+        "knn": _other_neighbours(features, labels),
+        "spectral": _by_class(features, labels, _spectral),
+        "clustering": _by_class(features, labels, _clustering),
+    }
+
+
+def _logits(logits: Float[Array, "b c"], labels: Int[Array, " b"]) -> Float[Array, "b c"]:
+    return logits
+
+
+def _probabilities(experiment: Experiment, kept: np.ndarray) -> Float[np.ndarray, "k n c"]:
+    """Of every class, for every training example: the mean over seeds, with some examples kept."""
+    examples = experiment.train.examples
+    task = main_task(experiment)._replace(targets=examples, output=_logits, panels=(len(examples),))
+    sweeper = sweeper_for(experiment, task)
+    masks = np.repeat(kept, SEEDS, axis=0)
+    keys = training_keys(root_key(0, STREAM), np.arange(len(masks)), np.zeros(len(masks), np.int64))
+    outputs = sweeper.start(keys, masks).fetch().reports[0].outputs
+    shaped = outputs.reshape(len(kept), SEEDS, len(examples), -1)
+    return np.asarray(jax.nn.softmax(shaped, axis=-1)).mean(1)
+
+
+def _features(experiment: Experiment) -> Float[np.ndarray, "n d"]:
+    """What the last layer reads of each training example, trained on everything."""
+    examples, model, recipe = experiment.train.examples, experiment.model, experiment.recipe
+    assert model.features is not None
+    train = jax.jit(make_train(recipe, model, examples))
+    state = train(training_key(root_key(0, STREAM + 1), 0, 0), jnp.ones(len(examples), bool))
+    inputs = recipe.normalise(jnp.asarray(examples.inputs))
+    return np.asarray(model.features(state.parameters, state.rest, inputs))
+
+
+def _other_neighbours(
+    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
+) -> Suspicion:
+    near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(features).kneighbors(return_distance=False)
+    return (labels[near] != labels[:, None]).mean(1)
+
+
+def _by_class(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    of_class: Callable[[Float[np.ndarray, "r d"]], Suspicion],
+) -> Suspicion:
+    found = np.zeros(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        found[rows] = of_class(features[rows])
+    return found
+
+
+def _spectral(features: Float[np.ndarray, "r d"]) -> Suspicion:
+    centred = features - features.mean(0)
+    return (centred @ np.linalg.svd(centred, full_matrices=False)[2][0]) ** 2
+
+
+def _clustering(features: Float[np.ndarray, "r d"]) -> Suspicion:
+    reduced = PCA(min(DIRECTIONS, *features.shape), random_state=0).fit_transform(features)
+    cluster = KMeans(2, n_init=10, random_state=0).fit_predict(reduced)
+    share = np.bincount(cluster, minlength=2) / len(cluster)
+    return 1 - share[cluster]
