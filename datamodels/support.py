@@ -74,8 +74,8 @@ class Hidden(NamedTuple):
     """What the weights on each other show of all groups."""
 
     score: Float[np.ndarray, " g"]
-    """The most hidden support of a set beyond chance with the group in it, less where the group is
-    supported less than the others; 0 in none."""
+    """The hidden support of the set that the group is in, less where it is supported less than the
+    others; 0 in none."""
     sets: tuple[HiddenSet, ...]
     """Those beyond chance, the most hidden first; of sets with most groups in common one."""
     chance: float
@@ -126,8 +126,8 @@ def hidden_support(
             mixed = _searched(within[order], targets[order], widest, groups)
             by_chance.append(max((one.hidden for one in mixed), default=0.0))
     chance = _hardly(by_chance) if by_chance else 0.0
-    beyond = [one for one in found if one.hidden > chance]
-    return Hidden(_score(own, beyond), _different(beyond), chance)
+    named = _different([one for one in found if one.hidden > chance])
+    return Hidden(_score(own, named), named, chance)
 
 
 def _hardly(values: Sequence[float]) -> float:
