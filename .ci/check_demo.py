@@ -11,6 +11,7 @@ print("AUROC:", {name: entry.get("auroc") for name, entry in detection.items()})
 print("attack success:", {cell: mean for cell, (mean, _, _) in success.items()})
 assert detection["label_flip"]["auroc"] >= 0.97
 assert detection["backdoor"]["auroc"] >= 0.97
+assert detection["backdoor_blind"]["recall_5"] >= 0.95
 assert success["before"][0] >= 0.5
 assert success["after"][0] < 0.1
 assert success["after_random"][0] >= 0.5
