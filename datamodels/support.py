@@ -23,6 +23,7 @@ a trigger make much by chance, too, so what counts is the median over all classe
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -49,6 +50,8 @@ EXCHANGES = 30
 """Of rows, over all classes."""
 SPREADS = 4.0
 """Robust standard deviations above their median that the best set of an exchange hardly is."""
+STEP = 2.5
+"""Times the hidden support of all that follow, from which sets are outstanding."""
 WEAK = 0.5
 """Groups with less than this share of the support of their set's mean group are left out."""
 
@@ -74,8 +77,8 @@ class Hidden(NamedTuple):
     """What the weights on each other show of all groups."""
 
     score: Float[np.ndarray, " g"]
-    """The hidden support of the set that the group is in, less where it is supported less than the
-    others; 0 in none."""
+    """The hidden support of the outstanding set that the group is in, less where it is supported
+    less than the others; 0 in none."""
     sets: tuple[HiddenSet, ...]
     """Those beyond chance, the most hidden first; of sets with most groups in common one."""
     chance: float
@@ -127,7 +130,7 @@ def hidden_support(
             by_chance.append(max((one.hidden for one in mixed), default=0.0))
     chance = _hardly(by_chance) if by_chance else 0.0
     named = _different([one for one in found if one.hidden > chance])
-    return Hidden(_score(own, named), named, chance)
+    return Hidden(_score(own, _outstanding(named, chance)), named, chance)
 
 
 def _hardly(values: Sequence[float]) -> float:
@@ -135,6 +138,18 @@ def _hardly(values: Sequence[float]) -> float:
     middle = np.median(values)
     spread = np.median(np.abs(np.asarray(values) - middle)) / norm.ppf(0.75)
     return float(middle + SPREADS * spread)
+
+
+def _outstanding(named: Sequence[HiddenSet], chance: float) -> Sequence[HiddenSet]:
+    """The sets before the largest step down to the next one, or to chance; none if it is small.
+
+    Rare kinds of clean examples follow one another closely.
+    """
+    hidden = [*(one.hidden for one in named), max(chance, 1e-30)]
+    steps = [more / fewer for more, fewer in pairwise(hidden)]
+    if not steps or max(steps) < STEP:
+        return ()
+    return named[: int(np.argmax(steps)) + 1]
 
 
 def _score(own: Float[np.ndarray, "g g"], sets: Sequence[HiddenSet]) -> Float[np.ndarray, " g"]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodels import hidden_support
-from datamodels.support import GROWTH, LEAST_SIZE, MOST_SHARE
+from datamodels.support import GROWTH, LEAST_SIZE, MOST_SHARE, HiddenSet, _outstanding
 
 CLASSES, EACH, TARGETS = 8, 30, 120
 TRIGGER = np.arange(3, 15)
@@ -117,6 +117,28 @@ def test_two_triggers_of_one_class_are_both_named(seed):
 def test_arrays_that_do_not_fit_are_refused(own, clean, classes, message, unchecked):
     with pytest.raises(ValueError, match=message):
         hidden_support(np.zeros(own), np.zeros(clean), np.zeros(classes, int))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "chance", "count"),
+    [
+        ([57, 10], 5, 1),
+        ([74, 47, 16], 13, 2),  # the second step is the largest
+        ([17, 10, 9, 6, 4], 3, 0),  # natural kinds follow one another closely
+        ([12], 6, 0),
+        ([20], 6, 1),
+        ([], 6, 0),
+        ([5, 4], 0, 2),
+    ],
+)
+def test_only_sets_before_a_large_step_count(hidden, chance, count):
+    sets = [HiddenSet((0,), float(each), 0.0) for each in hidden]
+    assert [one.hidden for one in sets] == hidden
+    assert len(_outstanding(sets, chance)) == count
+
+
+def test_the_score_is_of_what_stands_out():
+    np.testing.assert_array_equal(np.flatnonzero(hidden_support(*weights(0)).score), TRIGGER)
 
 
 def test_small_classes_are_left_out():
