@@ -134,7 +134,7 @@ def test_arrays_that_do_not_fit_are_refused(own, clean, classes, message, unchec
 def test_only_sets_before_a_large_step_count(hidden, chance, count):
     sets = [HiddenSet((0,), float(each), 0.0) for each in hidden]
     assert [one.hidden for one in sets] == hidden
-    assert len(_outstanding(sets, chance)) == count
+    assert len(_outstanding(sets, float(chance))) == count
 
 
 def test_the_score_is_of_what_stands_out():
