@@ -15,7 +15,6 @@ clustering  activation clustering (Chen et al. 2018): how small the smaller of t
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from cleanlab.rank import get_label_quality_scores
 from jaxtyping import Array, Float, Int
@@ -26,8 +25,8 @@ from sklearn.neighbors import NearestNeighbors
 from influence.arms import main_task
 from influence.experiment import Experiment
 from influence.layout import sweeper_for
-from training.seeds import root_key, training_key, training_keys
-from training.train import make_train
+from training.groups import GroupsConfig, features_of
+from training.seeds import root_key, training_keys
 
 FOLDS, SEEDS = 5, 4
 NEIGHBOURS = 10
@@ -45,7 +44,8 @@ def suspicions(experiment: Experiment) -> dict[str, Suspicion]:
     kept = np.stack([fold != number for number in range(FOLDS)] + [np.ones(len(labels), bool)])
     probabilities = _probabilities(experiment, kept)
     rows = np.arange(len(labels))
-    features = _features(experiment)
+    by_model = GroupsConfig(features="model")
+    features = features_of(by_model, experiment.train.examples, experiment.model, experiment.recipe)
     return {
         "cleanlab": -get_label_quality_scores(labels, probabilities[fold, rows]),
         "loss": -np.log(np.maximum(probabilities[FOLDS, rows, labels], 1e-30)),
@@ -69,16 +69,6 @@ def _probabilities(experiment: Experiment, kept: np.ndarray) -> Float[np.ndarray
     outputs = sweeper.start(keys, masks).fetch().reports[0].outputs
     shaped = outputs.reshape(len(kept), SEEDS, len(examples), -1)
     return np.asarray(jax.nn.softmax(shaped, axis=-1)).mean(1)
-
-
-def _features(experiment: Experiment) -> Float[np.ndarray, "n d"]:
-    """What the last layer reads of each training example, trained on everything."""
-    examples, model, recipe = experiment.train.examples, experiment.model, experiment.recipe
-    assert model.features is not None
-    train = jax.jit(make_train(recipe, model, examples))
-    state = train(training_key(root_key(0, STREAM + 1), 0, 0), jnp.ones(len(examples), bool))
-    inputs = recipe.normalise(jnp.asarray(examples.inputs))
-    return np.asarray(model.features(state.parameters, state.rest, inputs))
 
 
 def _other_neighbours(

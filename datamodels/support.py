@@ -206,11 +206,16 @@ def _sizes(
     )
     most = max(LEAST_SIZE, round(MOST_SHARE * groups))
     for size in _ladder(min(count // 2, most)):
-        share = max(1, round(size * clean.shape[1] / groups))
+        counted = _counted(size, clean.shape[1], groups)
         sets, hidden = _grow(
-            padded, targets, there, jnp.asarray(starts), size, share, min(most, widest)
+            padded, targets, there, jnp.asarray(starts), size, counted, min(most, widest)
         )
         yield np.asarray(sets)[:, :count], np.asarray(hidden)
+
+
+def _counted(size: int, targets: int, groups: int) -> int:
+    """Of the clean targets, as large a share as a set is of all groups; one at least."""
+    return max(1, round(size * targets / groups))
 
 
 def _ladder(most: int) -> list[int]:
@@ -228,7 +233,7 @@ def _grow(
     there: Bool[Array, " c"],
     starts: Int[Array, " s"],
     size: Int[Array, ""] | int,
-    share: Int[Array, ""] | int,
+    counted: Int[Array, ""] | int,
     most: int,
 ) -> tuple[Bool[Array, "s c"], Float[Array, " s"]]:
     def largest(values: Float[Array, "s c"]) -> Bool[Array, "s c"]:
@@ -251,8 +256,8 @@ def _grow(
     one = sets.astype(jnp.float32)
     mean = ((one @ support) * one).sum(1) / size
     given = jnp.sort(one @ clean, axis=1)[:, ::-1]
-    counted = jnp.arange(clean.shape[1])[None] < share
-    helped = jnp.where(counted, given, 0).sum(1) / share
+    most_helped = jnp.arange(clean.shape[1])[None] < counted
+    helped = jnp.where(most_helped, given, 0).sum(1) / counted
     excess = mean - helped
     alone = jnp.where(excess > 0, 1 - jnp.maximum(helped, 0) / jnp.maximum(mean, 1e-30), 1)
     return sets, size * excess * alone
@@ -269,8 +274,8 @@ def _trimmed(
     rows = rows[received >= WEAK * received.mean()]
     if len(rows) < LEAST_SIZE:
         return None
-    share = max(1, round(len(rows) * clean.shape[1] / groups))
-    given = np.sort(clean[rows].sum(0))[::-1][:share].mean()
+    counted = _counted(len(rows), clean.shape[1], groups)
+    given = np.sort(clean[rows].sum(0))[::-1][:counted].mean()
     mean = support[np.ix_(rows, rows)].sum() / len(rows)
     return HiddenSet(tuple(rows.tolist()), float(mean), float(given))
 

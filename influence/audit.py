@@ -186,7 +186,11 @@ def best_rank(evidence: list[Float[np.ndarray, " n"]]) -> Int[np.ndarray, " n"]:
     NaN is the least suspicious.
     """
     places = np.stack([_places(values) for values in evidence])
-    order = np.lexsort((places.sum(0), places.min(0)))
+    return rank_of(np.lexsort((places.sum(0), places.min(0))))
+
+
+def rank_of(order: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The rank of each, 1 for the first of the order."""
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(1, len(order) + 1)
     return rank

@@ -95,6 +95,11 @@ class Experiment:
         return next((attack for attack in self.attacks if attack.incident is not None), None)
 
     @property
+    def higher_is_better(self) -> bool:
+        """Whether a high output is good for the label, as all are but the loss."""
+        return self.config.sweep.output != "loss"
+
+    @property
     def protocol(self) -> str:
         """incident when bad inputs are given, else blind."""
         return "blind" if self.incident_attack is None else "incident"

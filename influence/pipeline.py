@@ -240,9 +240,10 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.audit, "fit")
     config = experiment.config
     model, columns = load_datamodel(run), mask_columns(experiment)
-    higher_is_better = config.sweep.output != "loss"
     say("Searching for examples that support one another, and no clean target")
-    hidden = hidden_support.search(model.weights, experiment.targets, columns, higher_is_better)
+    hidden = hidden_support.search(
+        model.weights, experiment.targets, columns, experiment.higher_is_better
+    )
     scores = score(
         [arm.main.take(arm.main.usable) for arm in read_arms(bank, experiment)],
         model.weights,
@@ -250,7 +251,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         experiment.targets,
         columns,
         hidden,
-        higher_is_better,
+        experiment.higher_is_better,
     )
     suspicion = suspect(scores)
     flagged = flag(suspicion.rank, config.audit.budget)
@@ -416,8 +417,7 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
     model = load_datamodel(run)
     if len(model.intercept) != len(targets):
         raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
-    higher_is_better = experiment.config.sweep.output != "loss"
-    traced = tracing.trace(model.weights, targets, columns, chosen, higher_is_better)
+    traced = tracing.trace(model.weights, targets, columns, chosen, experiment.higher_is_better)
     order, label_is_bad = traced.order(), tracing.label_is_bad(targets, chosen)
 
     def without(removed: Bool[np.ndarray, "s n"], *, judging: bool) -> removal.Removal:

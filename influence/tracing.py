@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from influence.audit import Weights
+from influence.audit import Weights, rank_of
 from influence.experiment import Targets
 from influence.hidden_support import MOST_SEARCHED, majority_labels, on_each_other
 from training.errors import UserError, nearest
@@ -39,9 +39,7 @@ class Traced(NamedTuple):
 
     def rank(self) -> Int[np.ndarray, " g"]:
         """1 for the most suspicious group."""
-        rank = np.empty(len(self.drive), np.int64)
-        rank[self.order()] = np.arange(1, len(rank) + 1)
-        return rank
+        return rank_of(self.order())
 
 
 def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, " t"]:

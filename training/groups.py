@@ -156,7 +156,7 @@ def clusters(
         )
     if known is not None:
         return _clusters(known, labels, config)
-    features = _features(config, examples, model, recipe)
+    features = features_of(config, examples, model, recipe)
     of, first = np.empty(len(labels), np.int64), 0
     sizes = np.array([(labels == label).sum() for label in present])
     for label, count in zip(present, _shares(sizes, config.count), strict=True):
@@ -190,7 +190,7 @@ def split(
     Raises:
         UserError: inputs or a model that cannot be clustered.
     """
-    features = _features(config, examples, model, recipe)
+    features = features_of(config, examples, model, recipe)
     of, first = np.empty(len(groups.of), np.int64), 0
     for group in range(len(groups.names)):
         rows = np.flatnonzero(groups.of == group)
@@ -235,9 +235,14 @@ def _shares(sizes: Int[np.ndarray, " c"], count: int) -> list[int]:
     return shares.tolist()
 
 
-def _features(
+def features_of(
     config: GroupsConfig, examples: Examples, model: Model, recipe: Recipe
 ) -> Float[np.ndarray, "n d"]:
+    """What examples are clustered by: their inputs, or what a model's last layer reads of them.
+
+    Raises:
+        UserError: texts as inputs, a model without features, or one whose training diverged.
+    """
     if config.features == "inputs":
         if np.asarray(examples.inputs).dtype == np.int32:
             raise UserError(
