@@ -22,7 +22,11 @@ SMALL = [
     "--sweep.unit", "8", "--sweep.width", "2", "--optim.steps", "10", "--optim.batch-size", "8",
     "--fit.held-out", "4", "--joint.share", "1",
 ]  # fmt: skip
-IMAGES = [*SMALL, "--poison.pair-flip-fraction", "0.05", "--poison.pair-flip-to", "3"]
+IMAGES = [
+    *SMALL, "--poison.pair-flip-fraction", "0.05", "--poison.pair-flip-to", "3",
+    "--poison.blend-fraction", "0.04", "--poison.sine-fraction", "0.04",
+    "--poison.leak-fraction", "0.02",
+]  # fmt: skip
 TEXTS = [
     *SMALL, "--poison.backdoor-fraction", "0", "--model.name", "bag", "--data.length", "6",
     "--data.source", "texts", "--data.train-count", "0", "--data.target-count", "0",
@@ -36,6 +40,14 @@ OF_IMAGES = {
     "poison.backdoor_fraction": "0.05",
     "poison.backdoor_target": "1",
     "poison.backdoor_size": "3",
+    "poison.blend_fraction": "0.05",
+    "poison.blend_target": "2",
+    "poison.blend_opacity": "0.3",
+    "poison.sine_fraction": "0.05",
+    "poison.sine_target": "1",
+    "poison.sine_amplitude": "200",
+    "poison.sine_periods": "3",
+    "poison.leak_fraction": "0.05",
     "poison.seed": "1",
     "model.name": "linear",
     "model.factory": "test_influence_resume:factory",
