@@ -9,8 +9,7 @@ incident    the rank with ten bad predictions
 one         the trace of one bad prediction, the mean over ten of them
 
 An attack has worked when its success before cleaning is at least .5; one that has not is not
-scored. Cleaned is what the run flagged (the first 6 % of its rank, by the incident where there is
-one). Needs the extra `bench`.
+scored. Cleaned are the examples that the verdict confirms, which is blind. Needs the extra `bench`.
 """
 
 import argparse
@@ -35,6 +34,7 @@ from influence.tracing import trace
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NONE = ["--poison.label-flip-fraction", "0", "--poison.backdoor-fraction", "0"]
 SWEEP = [
+    *("--audit.protocol", "blind"),
     *("--sweep.members", "1700", "--sweep.replicate-masks", "16", "--sweep.replicate-seeds", "16"),
     *("--joint.share", "0", "--fit.joint-targets", "0"),
 ]
@@ -85,6 +85,8 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
         run_all(seeded(config, seed), path)
     run, experiment, _ = load_experiment(path)
     scores, audit = read_scores(run), run.read_audit()
+    confirmed = scores["status"] == "confirmed"
+    clean_confirmed = confirmed & (scores["planted"] == "")
     others, found = suspicions(experiment), []
     for attack in experiment.attacks:
         planted = scores["planted"] == attack.name
@@ -101,8 +103,8 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
         }
         best = max(by_name, key=lambda name: by_name[name])
         for protocol, own in ranks.items():
-            metrics = mean_metrics(own, planted, other)
-            cleaned = audit["protocol"] == protocol
+            metrics, verify = mean_metrics(own, planted, other), audit["verify"]
+            cleaned = protocol == "blind"
             found.append(
                 {
                     "data": data,
@@ -113,8 +115,12 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
                     **(metrics if worked else dict.fromkeys(metrics)),
                     "attack_success_before": success["before"][0],
                     "attack_success_after": success["after"][0] if cleaned else None,
-                    "accuracy_before": audit["verify"]["accuracy"]["before"][0],
-                    "accuracy_after": audit["verify"]["accuracy"]["after"][0] if cleaned else None,
+                    "accuracy_before": verify["accuracy"]["before"][0],
+                    "accuracy_after": verify["accuracy"]["after"][0] if cleaned else None,
+                    "accuracy_change": verify["accuracy_change"] if cleaned else None,
+                    "confirmed": int((planted & confirmed).sum()) if cleaned else None,
+                    "planted": int(planted.sum()),
+                    "confirmed_clean": int(clean_confirmed.sum()) if cleaned else None,
                     "best_baseline": best,
                     "best_baseline_auroc": by_name[best],
                     "baselines": by_name,
@@ -154,7 +160,8 @@ def show(row: dict[str, Any]) -> None:
         else "failed as an attack"
     )
     after = row["attack_success_after"]
-    cleaned = "" if after is None else f" -> {after:.2f}"
+    cleaned = "" if after is None else f" -> {after:.2f} without {row['confirmed']} of "
+    cleaned += "" if after is None else f"{row['planted']} and {row['confirmed_clean']} clean ones"
     print(
         f"{row['data']:8s} {row['attack']:18s} {row['protocol']:9s} seed {row['seed']}: {own}; "
         f"best of others {row['best_baseline']} {row['best_baseline_auroc']:.4f}; success "
@@ -173,7 +180,7 @@ def main() -> None:
     parser.add_argument(
         "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5, 6, 7])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     options = parser.parse_args()
     set_up_jax()
     names = ["digits"] if options.quick or not options.fashion.is_dir() else list(DATA)

@@ -60,6 +60,7 @@ class HiddenSet(NamedTuple):
     """Groups that support one another, in units of weights."""
 
     groups: tuple[int, ...]
+    """Those that the others support most come first."""
     support: float
     """Of a group by the others, added up; the mean over the groups."""
     clean: float
@@ -271,7 +272,8 @@ def _trimmed(
 ) -> HiddenSet | None:
     """A set of a class without its weak groups; None if too few are left."""
     received = support[np.ix_(rows, rows)].sum(1)
-    rows = rows[received >= WEAK * received.mean()]
+    rows = rows[np.argsort(-received, kind="stable")]
+    rows = rows[np.sort(received)[::-1] >= WEAK * received.mean()]
     if len(rows) < LEAST_SIZE:
         return None
     counted = _counted(len(rows), clean.shape[1], groups)

@@ -30,6 +30,8 @@ JOINT_STREAM = 2**20
 """Which the verification of terms draws from."""
 TRACE_STREAM = 2**20 + 1
 """Which the retrains of a trace draw from."""
+VERDICT_STREAM = 2**20 + 2
+"""Which the retrains of the verdict draw from."""
 
 CLUSTERS = "clusters"
 REFINED = "refined_"

@@ -25,6 +25,7 @@ from influence.experiment import Experiment, Targets
 from influence.quality import Found, Quality, found_in
 from influence.run import Run
 from influence.tracing import Traced
+from influence.verdict import Verdicts
 from training.arm import TARGET_BLOCK
 from training.errors import UserError, reason
 from training.files import write_atomically, writing
@@ -192,8 +193,19 @@ def save_scores(
     scores: Scores,
     suspicion: Suspicion,
     flagged: Bool[np.ndarray, " n"],
+    verdicts: Verdicts | None = None,
 ) -> None:
-    """Write scores.parquet, with the truth about planted poison as a column of its own."""
+    """Write scores.parquet, with the truth about planted poison as a column of its own.
+
+    Args:
+        run: where to.
+        experiment: of the run.
+        scores: of the bank.
+        suspicion: the ranks of both protocols.
+        flagged: what is retrained.
+        verdicts: what retraining showed; None before.
+    """
+    rank = suspicion.rank(experiment.protocol)
     planted = np.full(len(flagged), "", dtype=object)
     for attack in experiment.attacks:
         planted[attack.positions] = attack.name
@@ -204,15 +216,40 @@ def save_scores(
         **scores._asdict(),
         "rank_blind": suspicion.blind,
         **({} if suspicion.incident is None else {"rank_incident": suspicion.incident}),
-        "suspicion": 1 - (suspicion.rank - 1) / len(flagged),
-        "rank": suspicion.rank,
+        "suspicion": 1 - (rank - 1) / len(flagged),
+        "rank": rank,
         "flagged": flagged,
+        **_verdict_columns(flagged, verdicts),
         "planted": planted,
     }
     temporary = run.scores.with_suffix(".partial")
     with writing(run.scores):
         pq.write_table(pa.table(columns), temporary)
         temporary.replace(run.scores)
+
+
+def _verdict_columns(
+    flagged: Bool[np.ndarray, " n"], verdicts: Verdicts | None
+) -> dict[str, np.ndarray]:
+    """The rung that each example has reached, and what retraining showed on the way."""
+    unknown = np.full(len(flagged), np.nan)
+    status = np.where(flagged, "flagged", "scored")
+    if verdicts is None:
+        return {
+            "held_out_margin": unknown,
+            "held_out_q": unknown,
+            "contradicted": np.zeros(len(flagged), bool),
+            "probability": unknown,
+            "status": status.astype(object),
+        }
+    judged = np.where(np.isfinite(verdicts.examples.margin), "not confirmed", status)
+    return {
+        "held_out_margin": verdicts.examples.margin,
+        "held_out_q": verdicts.examples.q,
+        "contradicted": verdicts.examples.confirmed,
+        "probability": verdicts.probability,
+        "status": np.where(verdicts.confirmed, "confirmed", judged).astype(object),
+    }
 
 
 def read_scores(run: Run) -> dict[str, np.ndarray]:

@@ -58,10 +58,12 @@ class Suspicion(NamedTuple):
     incident: Int[np.ndarray, " n"] | None
     """Also from the bad predictions; None when there are none."""
 
-    @property
-    def rank(self) -> Int[np.ndarray, " n"]:
-        """The rank that the run acts on."""
-        return self.blind if self.incident is None else self.incident
+    def rank(self, protocol: str) -> Int[np.ndarray, " n"]:
+        """The rank that a run of this protocol acts on."""
+        if protocol == "incident":
+            assert self.incident is not None
+            return self.incident
+        return self.blind
 
 
 Weights = Callable[[slice], Float[np.ndarray, "n b"]]
@@ -163,15 +165,20 @@ def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndar
     return total / count if count else np.full(groups, np.nan)
 
 
-def suspect(scores: Scores) -> Suspicion:
+def suspect(scores: Scores, support: Float[np.ndarray, " n"]) -> Suspicion:
     """Rank the examples by their most suspicious evidence.
 
     Blind evidence is a low out-of-bag output (the others contradict the label), a high
-    memorisation (nothing else supports it), and a hidden support (a few others support it, and
-    nothing that is clean). The incident adds a high weight on the bad predictions.
+    memorisation (nothing else supports it), and support by a few others, but by nothing that is
+    clean. The incident adds a high weight on the bad predictions.
+
+    Args:
+        scores: of the bank.
+        support: of examples by others of a hidden set, not above 0 or NaN for all others: as the
+            weights show it (`Scores.hidden_support`), or as retraining does.
     """
     blind = [-scores.out_of_bag, scores.memorisation]
-    hidden = np.where(scores.hidden_support > 0, scores.hidden_support, np.nan)
+    hidden = np.where(support > 0, support, np.nan)
     if np.isfinite(hidden).any():
         blind.append(hidden)
     if np.isnan(scores.incident_weight).all():

@@ -36,14 +36,17 @@ Find the training examples that spoil a model, and prove it by retraining.
 on a run directory RUN, each stage alone:
   fit RUN                          datamodels from the bank
   audit RUN                        scores, ranks and flags of the training examples
-  verify RUN [--joint]             retrain without what was flagged; --joint: retrain with groups
-                                   that act together kept, dropped, and each alone
+  verify RUN [--joint]             judge what was flagged by retraining, and retrain without what
+                                   is confirmed; --joint: retrain with groups that act together
+                                   kept, dropped, and each alone
   refine RUN [--members N] [--dry-run]
                                    split the groups that act together, and retrain with the parts
                                    kept and dropped; --dry-run: only say which, and how often
   trace RUN --targets ID ...|FILE  which training examples made these bad predictions, and how few
                                    have to go: found by bisection, each time retrained
   report RUN                       write report.html
+  clean RUN --out FILE.parquet     the data without the examples that are confirmed to spoil it, and
+                                   FILE_removed.csv: why each went
 and its bank:
   status RUN [--json]              what is done, missing and damaged, how fast it goes
   export RUN --to npz|parquet|csv --out FILE [--like ARM]
@@ -56,7 +59,7 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 """
 
 STAGES = ("fit", "audit", "verify", "report")
-COMMANDS = ("run", "sweep", *STAGES, "refine", "trace", "status", "export", "merge")
+COMMANDS = ("run", "sweep", *STAGES, "refine", "trace", "clean", "status", "export", "merge")
 DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
 JOINT = "--joint"
@@ -350,7 +353,29 @@ def _trace(words: list[str]) -> int:
     return 0
 
 
-PARSED = {"refine": _refine, "trace": _trace, "status": _status, "export": _export, "merge": _merge}
+def _clean(words: list[str]) -> int:
+    parser = _Parser(
+        "accomplice clean",
+        description="The split that was trained on, without the examples that retraining confirmed "
+        "to spoil it, and a list of those with the reasons.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="a .parquet file")
+    options = parser.parse_args(words)
+    pipeline = _start()
+    run, experiment, _ = pipeline.load_experiment(options.run)
+    print(pipeline.clean_stage(run, experiment, options.out))
+    return 0
+
+
+PARSED = {
+    "refine": _refine,
+    "trace": _trace,
+    "clean": _clean,
+    "status": _status,
+    "export": _export,
+    "merge": _merge,
+}
 """Commands with options of their own."""
 
 

@@ -44,8 +44,11 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How many examples are flagged, and how removing them is checked."""
+    """Which examples are flagged, and how removing them is checked."""
 
+    protocol: Literal["incident", "blind"] = "incident"
+    """incident: what is flagged comes from the bad predictions as well, where there are any; blind:
+    from training examples and clean targets alone."""
     budget: float = 0.06
     """Share of the training examples that is flagged: the first of the suspicion rank."""
     seeds: int = 16

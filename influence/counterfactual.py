@@ -1,10 +1,10 @@
-"""Verification: retrain without what was flagged, and without as many random examples."""
+"""Verification: retrain without some examples, and without as many random ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -14,12 +14,14 @@ COMPARED = ("before", "after", "after_random")
 """Cells of the verification, each retrained with the same seeds:
 
 before         every example kept
-after          all but the flagged
-after_random   all but equally many random ones, drawn anew for each seed
+after          all but the confirmed
+after_random   all but as many random ones of the same labels, drawn anew for each seed
 
-and for each design two more (`context_cells`): the others as the design keeps them, the flagged all
-kept, or all dropped.
+and, for the change that a datamodel predicts, WITHOUT_FLAGGED and for each design two more
+(`context_cells`): the others as the design keeps them, the flagged all kept, or all dropped.
 """
+WITHOUT_FLAGGED = "without flagged"
+"""The cell of all but the flagged."""
 
 Interval = tuple[float, float, float]
 """(mean, low, high): 95 % over seeds."""
@@ -32,11 +34,15 @@ def context_cells(context: str) -> tuple[str, str]:
 
 def cell_names(contexts: Sequence[str]) -> list[str]:
     """All cells, in their order."""
-    return [*COMPARED, *(cell for context in contexts for cell in context_cells(context))]
+    return [
+        *COMPARED,
+        WITHOUT_FLAGGED,
+        *(cell for context in contexts for cell in context_cells(context)),
+    ]
 
 
 class Change(NamedTuple):
-    """Change of every target's output by the removal, predicted and measured with each seed."""
+    """Change of every target's output without the flagged: predicted, and with each seed."""
 
     predicted: Float[np.ndarray, " t"]
     """Minus the sum of the removed weights."""
@@ -46,24 +52,59 @@ class Change(NamedTuple):
     """Measured with all others kept: for the datamodel an extrapolation."""
 
 
+def random_like(
+    labels: Int[np.ndarray, " n"],
+    removed: Bool[np.ndarray, " n"],
+    seeds: int,
+    stream: Sequence[int],
+) -> Bool[np.ndarray, "s n"]:
+    """For every seed, as many random examples of each class as were removed of it, but not those.
+
+    Where a class has too few others, the rest are of other classes; of fewer in all, all.
+
+    Args:
+        labels: of all examples.
+        removed: what the random ones are to be like.
+        seeds: how many draws; each has a stream of its own, so that more leave the first the same.
+        stream: numbers that decide them.
+    """
+    found = np.zeros((seeds, len(labels)), bool)
+    for row in range(seeds):
+        rng = np.random.default_rng([*stream, row])
+        for label in np.unique(labels[removed]):
+            others = np.flatnonzero((labels == label) & ~removed)
+            count = min(int((labels[removed] == label).sum()), len(others))
+            found[row, rng.choice(others, count, replace=False)] = True
+        left = np.flatnonzero(~removed & ~found[row])
+        lacking = min(int(removed.sum() - found[row].sum()), len(left))
+        found[row, rng.choice(left, lacking, replace=False)] = True
+    return found
+
+
 def plan(
-    flagged: Bool[np.ndarray, " n"], contexts: Mapping[str, Bool[np.ndarray, "s n"]], seed: int
+    labels: Int[np.ndarray, " n"],
+    confirmed: Bool[np.ndarray, " n"],
+    flagged: Bool[np.ndarray, " n"],
+    contexts: Mapping[str, Bool[np.ndarray, "s n"]],
+    seed: int,
 ) -> Listed:
     """The masks to retrain, one a seed in every cell, cell by cell.
 
     Args:
-        flagged: the examples to remove.
+        labels: of all examples.
+        confirmed: the examples that a user removes.
+        flagged: those whose removal is predicted.
         contexts: by name, examples kept with each seed.
         seed: decides the random removals.
     """
-    count, seeds = len(flagged), len(next(iter(contexts.values())))
-    everything = np.ones((seeds, count), bool)
-    random = everything.copy()
-    for row in range(seeds):
-        # A stream for each seed: asking for more seeds leaves the first ones as they are.
-        rng = np.random.default_rng([seed, 2, row])
-        random[row, rng.choice(count, int(flagged.sum()), replace=False)] = False
-    cells = {"before": everything, "after": everything & ~flagged, "after_random": random}
+    seeds = len(next(iter(contexts.values())))
+    everything = np.ones((seeds, len(labels)), bool)
+    cells = {
+        "before": everything,
+        "after": everything & ~confirmed,
+        "after_random": ~random_like(labels, confirmed, seeds, (seed, 2)),
+        WITHOUT_FLAGGED: everything & ~flagged,
+    }
     for name, kept in contexts.items():
         cells |= zip(context_cells(name), (kept | flagged, kept & ~flagged), strict=True)
     masks = np.concatenate([cells[cell] for cell in cell_names(list(contexts))])
@@ -88,7 +129,7 @@ def change(
     for name in contexts:
         kept, dropped = context_cells(name)
         measured[name] = cells[dropped] - cells[kept]
-    return Change(predicted, measured, cells["after"] - cells["before"])
+    return Change(predicted, measured, cells[WITHOUT_FLAGGED] - cells["before"])
 
 
 def share_interval(per_seed: Float[np.ndarray, " s"], inputs: int) -> Interval:

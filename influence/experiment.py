@@ -101,8 +101,8 @@ class Experiment:
 
     @property
     def protocol(self) -> str:
-        """incident when bad inputs are given, else blind."""
-        return "blind" if self.incident_attack is None else "incident"
+        """What the audit may see: as the config says, but blind where there is no incident."""
+        return "blind" if self.incident_attack is None else self.config.audit.protocol
 
 
 NOTHING_STORED = Stored()

@@ -77,6 +77,8 @@ def described(
 ) -> list[dict[str, Any]] | None:
     """The `hidden_sets` of audit.json: the sets that were found, their examples by id.
 
+    Those that are supported most come first.
+
     None where nothing was searched.
     """
     columns, ids = mask_columns(experiment), experiment.train.ids
@@ -85,7 +87,9 @@ def described(
         return None
     found = []
     for one in hidden.sets:
+        place = {group: number for number, group in enumerate(one.groups)}
         rows = np.flatnonzero(np.isin(columns, one.groups))
+        rows = rows[np.argsort([place[group] for group in columns[rows]], kind="stable")]
         found.append(
             {
                 "class": experiment.class_names[np.bincount(labels[rows]).argmax()],

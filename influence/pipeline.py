@@ -19,6 +19,7 @@ from influence import (
     hidden_support,
     joint,
     joint_verification,
+    judging,
     levels,
     quality,
     refinement,
@@ -41,10 +42,12 @@ from influence.artifacts import (
     save_scores,
     save_trace,
 )
-from influence.audit import flag, score, suspect
+from influence.audit import Scores, flag, score, suspect
 from influence.banks import bank_location, check_same, find_bank, join_bank, make_bank
 from influence.caveats import caveats
+from influence.cleaning import write_cleaned
 from influence.config import Config, read_config
+from influence.counterfactual import random_like
 from influence.engines import Engine, LocalEngine, find_work
 from influence.experiment import Experiment, prepare
 from influence.layout import with_layout
@@ -253,8 +256,8 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         hidden,
         experiment.higher_is_better,
     )
-    suspicion = suspect(scores)
-    flagged = flag(suspicion.rank, config.audit.budget)
+    suspicion = suspect(scores, scores.hidden_support)
+    flagged = flag(suspicion.rank(experiment.protocol), config.audit.budget)
     save_scores(run, experiment, scores, suspicion, flagged)
     run.replace_audit(
         fit=run.read_audit()["fit"],
@@ -266,12 +269,18 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
 
 
 def verify_stage(run: Run, experiment: Experiment) -> None:
-    """Retrain without the flagged examples and without random ones; then score detection."""
+    """Judge what is suspicious by retraining, and retrain without what is confirmed.
+
+    Then score detection.
+    """
     run.require(run.scores, "audit")
     if "flagged" not in run.read_audit():
         raise UserError(
             f"the scores are older than the fit; run first: accomplice audit {run.path}"
         )
+    if "hidden_sets" not in run.read_audit():
+        raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
+    _judge(run, experiment)
     planned = verification.planned(run, experiment)
     _retrain(run, experiment, planned, verification.task(experiment), "Verify by retraining")
     found = verification.measure(run, experiment)
@@ -282,6 +291,21 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     run.replace_audit(**metrics)
     for caveat in caveats(run.read_audit()):
         say(f"Warning: {caveat}")
+
+
+def _judge(run: Run, experiment: Experiment) -> None:
+    """Write the verdicts into scores.parquet and audit.json; the ranks then follow them."""
+    columns, audit = read_scores(run), run.read_audit()
+    trial = judging.trial(experiment, columns["flagged"], audit["hidden_sets"])
+    planned = judging.planned(run, experiment, trial)
+    _retrain(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
+    verdicts = judging.measure(planned, trial)
+    scores = Scores(**{name: columns[name] for name in Scores._fields})
+    suspicion = suspect(scores, verdicts.support)
+    save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
+    summary = judging.described(experiment, verdicts)
+    run.replace_audit(**audit | {"verdict": summary})
+    say(f"{summary['confirmed']:,} of {summary['suspects']:,} suspects are confirmed by retraining")
 
 
 def refine_stage(
@@ -436,7 +460,7 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
     count = removal.smallest(still_bad, most) if still_bad(0) else 0
     removed = first(most if count is None else count)
     labels = np.asarray(experiment.train.examples.labels)
-    control = removal.random_like(labels, removed[0], audit.seeds, audit.seed)
+    control = random_like(labels, removed[0], audit.seeds, (audit.seed, 3))
     before, after, after_random = (
         without(each, judging=True) for each in (first(0), removed, control)
     )
@@ -457,10 +481,22 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
     return removal.said(summary)
 
 
+def clean_stage(run: Run, experiment: Experiment, out: Path) -> str:
+    """Write the data without what is confirmed, and why; returns what was written.
+
+    Raises:
+        UserError: nothing was judged yet; another ending than .parquet; what cannot be written.
+    """
+    run.require(run.scores, "audit")
+    if "verdict" not in run.read_audit():
+        raise UserError(f"nothing is judged yet; run first: accomplice verify {run.path}")
+    return write_cleaned(run, experiment, read_scores(run), out)
+
+
 def report_stage(run: Run, experiment: Experiment) -> None:
     """Write report.html from what the other stages left."""
     metrics = run.read_audit()
-    if "verify" not in metrics:
+    if "verify" not in metrics or "verdict" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
     if "hidden_sets" not in metrics:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")

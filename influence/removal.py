@@ -97,26 +97,6 @@ def measure(plan: Planned, label_is_bad: Bool[np.ndarray, " t"]) -> Removal:
     return Removal(share_interval(bad.mean(1), len(bad)), interval(values[..., 0].mean(1)))
 
 
-def random_like(
-    labels: Int[np.ndarray, " n"], removed: Bool[np.ndarray, " n"], seeds: int, seed: int
-) -> Bool[np.ndarray, "s n"]:
-    """For every seed, as many random examples of each class as were removed of it, but not those.
-
-    Where a class has too few others, the rest are of other classes; of fewer in all, all.
-    """
-    found = np.zeros((seeds, len(labels)), bool)
-    for row in range(seeds):
-        rng = np.random.default_rng([seed, 3, row])
-        for label in np.unique(labels[removed]):
-            others = np.flatnonzero((labels == label) & ~removed)
-            count = min(int((labels[removed] == label).sum()), len(others))
-            found[row, rng.choice(others, count, replace=False)] = True
-        left = np.flatnonzero(~removed & ~found[row])
-        lacking = min(int(removed.sum() - found[row].sum()), len(left))
-        found[row, rng.choice(left, lacking, replace=False)] = True
-    return found
-
-
 def most(groups: int) -> int:
     """How many groups may have to go: a tenth, but one at least, and never all."""
     return min(max(1, round(MOST_SHARE * groups)), groups - 1)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from datamodels.estimates import Effects
-from influence import plots
+from influence import pattern, plots
 from influence.arms import group_name, masks_groups
 from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
@@ -36,6 +36,8 @@ SHOWN_TERMS = 30
 """Sets of groups of one level that act together; all are in terms.parquet."""
 SHOWN_OF_SET = 12
 """Examples of a set of hidden support."""
+GREY = 128
+"""Of 255, where a pattern is neither lighter nor darker."""
 SHOWN_GROUPS = 2
 """Of each of them, unless it is opened."""
 
@@ -83,7 +85,8 @@ def write_report(
         members=metrics["fit"]["members"],
         caveats=caveats(metrics),
         rows=_ranked_rows(experiment, scores),
-        hidden_sets=_hidden_sets(experiment, metrics["hidden_sets"]),
+        hidden_sets=_with_pictures(experiment, metrics["hidden_sets"]),
+        verdict_sets=_with_patterns(experiment, metrics["verdict"]["sets"]),
         has_pictures=_is_image(experiment),
         over_groups=masks_groups(experiment),
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
@@ -190,10 +193,24 @@ def _ranked_rows(experiment: Experiment, scores: dict[str, np.ndarray]) -> list[
     return rows
 
 
-def _hidden_sets(
+def _with_patterns(experiment: Experiment, sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sets that were judged, with pictures of their first examples and their pattern."""
+    found = _with_pictures(experiment, sets) or []
+    if not _is_image(experiment):
+        return found
+    inputs, ids = np.asarray(experiment.train.examples.inputs), experiment.train.ids
+    for one in found:
+        rows = np.flatnonzero(np.isin(ids, one["examples"]))
+        difference = pattern.common(inputs, rows).difference
+        grey = np.clip(np.rint(GREY + difference / 2), 0, 255).astype(np.uint8)
+        one["pattern"] = _picture(grey)
+    return found
+
+
+def _with_pictures(
     experiment: Experiment, sets: Sequence[dict[str, Any]] | None
 ) -> list[dict[str, Any]] | None:
-    """The sets of hidden support, with pictures of their first examples; None: not searched."""
+    """Sets with pictures of their first examples; None where nothing was searched."""
     if sets is None:
         return None
     inputs = np.asarray(experiment.train.examples.inputs)

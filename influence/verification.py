@@ -1,4 +1,4 @@
-"""Verification of a run: the retrains without what was flagged, and what they show."""
+"""Verification of a run: the retrains without what was confirmed, and what they show."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,6 +38,8 @@ class Verification(NamedTuple):
 
     accuracy: dict[str, Interval]
     """Of the clean targets; per cell."""
+    accuracy_change: Interval
+    """Without the confirmed, seed by seed."""
     success: dict[str, dict[str, Interval]]
     """Per attack, per cell."""
     outputs: dict[str, Float[np.ndarray, "s t"]]
@@ -78,10 +80,16 @@ def _contexts(experiment: Experiment) -> dict[str, Bool[np.ndarray, "s n"]]:
 
 
 def planned(run: Run, experiment: Experiment) -> Planned:
-    """The retrains that check the current flags, and the bank that they go to."""
-    config = experiment.config
-    flagged = read_scores(run)["flagged"]
-    design = counterfactual.plan(flagged, _contexts(experiment), config.audit.seed)
+    """The retrains that check the current verdicts and flags, and the bank that they go to."""
+    config, scores = experiment.config, read_scores(run)
+    flagged = scores["flagged"]
+    design = counterfactual.plan(
+        np.asarray(experiment.train.examples.labels),
+        scores["status"] == "confirmed",
+        flagged,
+        _contexts(experiment),
+        config.audit.seed,
+    )
     inputs = task(experiment).targets
     spec = ArmSpec(
         name=ARM,
@@ -120,8 +128,10 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0], contexts)
     weights, removed = load_datamodel(run).weights, _removed(run, experiment)
     predicted = [-removed @ weights(block) for block in target_blocks(kept)]
+    right = counterfactual.by_cell(_share_right(leads["clean"]), contexts)
     return Verification(
         _share_correct(leads["clean"], contexts),
+        counterfactual.interval(right["after"] - right["before"]),
         {a.name: _share_correct(leads[f"trial:{a.name}"], contexts) for a in experiment.attacks},
         cells,
         counterfactual.change(cells, np.concatenate(predicted), contexts),
@@ -137,12 +147,16 @@ def _removed(run: Run, experiment: Experiment) -> Float[np.ndarray, " g"]:
 
 def _share_correct(leads: Float[np.ndarray, "m k"], contexts: Sequence[str]) -> dict[str, Interval]:
     """Per cell, the share of inputs that get their label, over seeds."""
-    share = np.where(np.isnan(leads).any(1), np.nan, (leads > 0).mean(1))
-    cells = counterfactual.by_cell(share, contexts)
+    cells = counterfactual.by_cell(_share_right(leads), contexts)
     inputs = leads.shape[1]
     return {
         cell: counterfactual.share_interval(per_seed, inputs) for cell, per_seed in cells.items()
     }
+
+
+def _share_right(leads: Float[np.ndarray, "m k"]) -> Float[np.ndarray, " m"]:
+    """Of each member, the share of inputs that get their label; NaN where it is not finite."""
+    return np.where(np.isnan(leads).any(1), np.nan, (leads > 0).mean(1))
 
 
 def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
@@ -154,6 +168,7 @@ def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
     return {
         "attack_success": success[attack.name] if attack else None,
         "accuracy": _shown(found.accuracy),
+        "accuracy_change": found.accuracy_change,
         "majority": _majority_share(experiment.targets.examples.take(experiment.targets.clean)),
         "success_by_attack": success,
         "target_outputs": {

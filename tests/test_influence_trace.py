@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from influence import hidden_support, tracing
 from influence.cli import main
+from influence.counterfactual import random_like
 from influence.experiment import Targets
-from influence.removal import most, random_like, smallest
+from influence.removal import most, smallest
 from influence.run import Run
 from influence.tracing import OWN, label_is_bad, trace
 from training.examples import Examples
@@ -159,14 +160,14 @@ def test_a_tenth_of_the_groups_may_go_but_never_all(groups):
 def test_the_control_has_other_examples_of_the_same_labels(seed):
     rng = np.random.default_rng(seed)
     labels, removed = rng.integers(0, 3, 60), rng.random(60) < 0.2
-    drawn = random_like(labels, removed, 4, seed)
+    drawn = random_like(labels, removed, 4, (seed,))
     assert not (drawn & removed[None]).any()
     for row in drawn:
         np.testing.assert_array_equal(
             np.bincount(labels[row], minlength=3), np.bincount(labels[removed], minlength=3)
         )
-    np.testing.assert_array_equal(drawn[:2], random_like(labels, removed, 2, seed))
-    whole = random_like(labels, labels == 0, 2, seed)
+    np.testing.assert_array_equal(drawn[:2], random_like(labels, removed, 2, (seed,)))
+    whole = random_like(labels, labels == 0, 2, (seed,))
     # Of a class that went as a whole nothing is left, so others go in its place.
     assert (whole.sum(1) == min((labels == 0).sum(), (labels > 0).sum())).all()
     assert not whole[:, labels == 0].any()

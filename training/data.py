@@ -123,6 +123,21 @@ def load(config: DataConfig, spare_rows: int = 0, group_column: str = "") -> Spl
     return Split(train, targets, spare, names, inputs.vocabulary, inputs.notes, tuple(groups))
 
 
+def load_rows(config: DataConfig) -> datasets.Dataset:
+    """The split that is trained on, with all columns: a row's number is the example's id.
+
+    Raises:
+        UserError: as `load`.
+    """
+    splits = load_source(config.source, config.folder)
+    return splits[_train_split(config, splits)]
+
+
+def first_input(config: DataConfig, dataset: datasets.Dataset, group_column: str) -> str:
+    """The column that the inputs come from, or the first of several."""
+    return _input_columns(config, dataset, group_column)[0]
+
+
 def content_hash(table: Table) -> str:
     """Short hash of ids, inputs and labels: their bytes, dtypes and shapes."""
     return _hash(table.ids, table.examples.inputs, table.examples.labels)

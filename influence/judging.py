@@ -1,0 +1,172 @@
+"""The retrains behind the verdict (`verdict`), in a bank of their own beside the run's."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from datamodels.design import Listed
+from influence import pattern
+from influence.arms import VERDICT_STREAM, main_task, unit_size
+from influence.experiment import Experiment
+from influence.retrains import Planned, beside
+from influence.run import Run
+from influence.verdict import (
+    Candidates,
+    Cells,
+    Margins,
+    Verdicts,
+    cells_of,
+    judge,
+    random_sets,
+)
+from training.arm import ArmSpec
+from training.errors import UserError
+from training.examples import Examples, concatenate
+from training.outputs import margin
+from training.sweep import Task
+
+ARM = "verdict"
+MOST_TRIED = 200
+"""Clean targets that a pattern is put on."""
+
+
+class Trial(NamedTuple):
+    """What is retrained, and what its members look at."""
+
+    candidates: Candidates
+    cells: Cells
+    patterned: tuple[Examples, ...]
+    """Of each set, then of the random examples for each: clean targets of other classes with their
+    pattern, labelled with the set's class."""
+
+
+def trial(
+    experiment: Experiment, flagged: np.ndarray, hidden: Sequence[dict[str, Any]] | None
+) -> Trial:
+    """What to retrain.
+
+    Args:
+        experiment: of the run.
+        flagged: of scores.parquet.
+        hidden: the `hidden_sets` of audit.json. Texts have nothing that can be put on others: so
+            their sets are not looked at, only each flagged example.
+    """
+    audit, train = experiment.config.audit, experiment.train
+    inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
+    sets = [] if experiment.vocabulary else _sets(inputs, labels, train.ids, hidden or ())
+    random = random_sets(labels, sets, audit.seed)
+    patterns = [pattern.common(inputs, rows) for rows in (*sets, *random)]
+    classes = [int(np.bincount(labels[rows]).argmax()) for rows in sets]
+    suspects = flagged.copy()
+    for rows in sets:
+        suspects[rows] = True
+    sameness = tuple(one.sameness for one in patterns[: len(sets)])
+    found = Candidates(suspects, tuple(sets), tuple(random), sameness)
+    return Trial(
+        found,
+        cells_of(labels, found, audit.seeds, audit.seed),
+        tuple(_put(experiment, *pair) for pair in zip(patterns, 2 * classes, strict=True)),
+    )
+
+
+def _sets(
+    inputs: np.ndarray,
+    labels: Int[np.ndarray, " n"],
+    ids: Int[np.ndarray, " n"],
+    hidden: Sequence[dict[str, Any]],
+) -> list[Int[np.ndarray, " _"]]:
+    """The examples that share a pattern of a hidden set; of those with most in common the first."""
+    row_of = {id: row for row, id in enumerate(ids.tolist())}
+    found: list[Int[np.ndarray, " _"]] = []
+    for one in hidden:
+        rows = np.array([row_of[id] for id in one["examples"]])
+        of_class = labels == np.bincount(labels[rows]).argmax()
+        for own in pattern.patterns_in(inputs, rows, of_class):
+            if all(2 * np.isin(own, o).sum() <= min(len(own), len(o)) for o in found):
+                found.append(own)
+    return found
+
+
+def _put(experiment: Experiment, found: pattern.Pattern, label: int) -> Examples:
+    """Clean targets of other classes with a pattern on them, labelled with a class."""
+    targets = experiment.targets
+    clean = targets.examples.take(targets.clean)
+    others = np.flatnonzero(np.asarray(clean.labels) != label)
+    chosen = np.random.default_rng(experiment.config.audit.seed).permutation(others)[:MOST_TRIED]
+    inputs = pattern.put(np.asarray(clean.inputs)[np.sort(chosen)], found)
+    return Examples(inputs, np.full(len(inputs), label, np.int32))
+
+
+def task(experiment: Experiment, found: Trial) -> Task:
+    """What every member does: it reports margins of training examples, clean targets and others."""
+    targets = experiment.targets
+    seen = targets.examples.take(slice(targets.train.start, targets.clean.stop))
+    inputs = concatenate([seen, *found.patterned])
+    return main_task(experiment)._replace(targets=inputs, output=margin, panels=(len(inputs),))
+
+
+def planned(run: Run, experiment: Experiment, found: Trial) -> Planned:
+    """The retrains that judge, and their bank."""
+    config, cells = experiment.config, found.cells.all()
+    masks = np.concatenate(cells)
+    design = Listed(masks, np.tile(np.arange(config.audit.seeds), len(cells)))
+    spec = ArmSpec(
+        name=ARM,
+        members=len(masks),
+        groups=masks.shape[1],
+        unit=unit_size(config.sweep),
+        seed=config.audit.seed,
+        stream=VERDICT_STREAM,
+        design=design.describe(),
+    )
+    inputs = task(experiment, found).targets
+    return beside(run, experiment, spec, design, inputs, tuple(map(str, range(len(inputs)))))
+
+
+def measure(plan: Planned, found: Trial) -> Verdicts:
+    """What the retrains show.
+
+    Raises:
+        UserError: fewer than two members of a cell are finite.
+    """
+    rows = plan.arm.read()
+    if min(part.sum() for part in np.split(rows.usable, len(found.cells.all()))) < 2:
+        raise UserError(
+            f"{int((~rows.usable).sum())} of {len(rows.usable)} members of the verdict are not "
+            f"finite, too many to compare; lower optim.learning_rate and sweep into another --out"
+        )
+    outputs = np.where(rows.usable[:, None], rows.outputs, np.nan).astype(np.float64)
+    train, sizes = len(found.candidates.suspects), [len(one) for one in found.patterned]
+    clean = outputs.shape[1] - train - sum(sizes)
+    train, clean, *patterned = np.split(outputs, np.cumsum([train, clean, *sizes])[:-1], axis=1)
+    half = len(patterned) // 2
+    margins = Margins(train, clean, tuple(patterned[:half]), tuple(patterned[half:]))
+    return judge(found.candidates, found.cells, margins)
+
+
+def described(experiment: Experiment, found: Verdicts) -> dict[str, Any]:
+    """The `verdict` section of audit.json, with examples by id."""
+    train = experiment.train
+    return {
+        "suspects": int(np.isfinite(found.examples.margin).sum()),
+        "confirmed": int(found.confirmed.sum()),
+        "unit": found.unit,
+        "sets": [
+            {
+                "class": experiment.class_names[
+                    np.bincount(np.asarray(train.examples.labels)[one.rows]).argmax()
+                ],
+                "examples": train.ids[one.rows].tolist(),
+                "given": one.given,
+                "transfer": one.transfer,
+                "random_transfer": one.random_transfer,
+                "sameness": one.sameness,
+                "p": one.p,
+                "probability": one.probability,
+                "confirmed": one.confirmed,
+            }
+            for one in found.sets
+        ],
+    }

@@ -1,0 +1,154 @@
+"""What the inputs of a set have in common beyond others like them, and putting it on other inputs.
+
+Reference: the training examples outside the set that are closest to each example, whatever their
+labels; a trigger leaves those of the image below it among the closest. The difference, in the mean
+over the set, is what its examples share and their neighbours lack.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+from sklearn.neighbors import NearestNeighbors
+
+NEIGHBOURS = 20
+WHITE = 255.0
+FAINT = 16.0
+"""Of WHITE: where neighbours are closer to black, or to white, than this, a difference counts less,
+as it cannot be told from noise."""
+HAS_IT = (0.7, 0.5)
+"""Share of the pattern from which on an example has it: first, so that a set that has two things in
+common settles for one of them; and then, of that one."""
+FEWEST = 4
+"""Examples that a pattern is taken from."""
+ROUNDS = 10
+"""Of looking for more examples, after which a set that still changes is left."""
+REST = 0.25
+"""Share of a set that is looked at again when the others have a pattern."""
+
+
+class Pattern(NamedTuple):
+    """What some inputs have in common."""
+
+    difference: Float[np.ndarray, "*shape"]
+    """Theirs to their neighbours, in the mean."""
+    reference: Float[np.ndarray, "*shape"]
+    """The mean of the neighbours."""
+    sameness: float
+    """How equal it is in all of them, from 0 to 1: the share of the mean squared difference that is
+    the square of the mean, where what they have in common counts, by that square. A trigger is the
+    same in all; what a kind of clean example has in common varies."""
+
+
+def common(inputs: Num[np.ndarray, "n *shape"], rows: Int[np.ndarray, " k"]) -> Pattern:
+    """What some of the inputs have in common, and all the others of `inputs` lack."""
+    difference, reference = _apart(inputs, rows, rows)
+    mean, variance = difference.mean(0), difference.var(0, ddof=1)
+    square, shape = np.square(mean), inputs.shape[1:]
+    sameness = np.square(square).sum() / max((square * (square + variance)).sum(), 1e-30)
+    return Pattern(mean.reshape(shape), reference.mean(0).reshape(shape), float(sameness))
+
+
+def patterns_in(
+    inputs: Num[np.ndarray, "n *shape"],
+    rows: Int[np.ndarray, " k"],
+    may_share: Bool[np.ndarray, " n"],
+) -> list[Int[np.ndarray, " _"]]:
+    """The examples that share a pattern of a set, for each pattern in it; arguments as `sharing`.
+
+    Those without the first pattern may have another.
+    """
+    found, left = [], rows
+    while len(left) >= max(FEWEST, REST * len(rows)):
+        found.append(sharing(inputs, left, may_share))
+        others = left[~np.isin(left, found[-1])]
+        if len(others) == len(left):
+            break
+        left = others
+    return found
+
+
+def sharing(
+    inputs: Num[np.ndarray, "n *shape"],
+    rows: Int[np.ndarray, " k"],
+    may_share: Bool[np.ndarray, " n"],
+) -> Int[np.ndarray, " r"]:
+    """The examples that share the pattern of a set, whether they are in it or not.
+
+    It is taken from the first half of the set, and then from all that share it, until they stay the
+    same. How much of it an example has is the projection of its own difference, in units of the
+    mean difference of the others, which it is no part of.
+
+    Args:
+        inputs: of all training examples.
+        rows: the set; those that are surest of it come first.
+        may_share: the examples that may be in it.
+
+    Returns:
+        In their order; the set itself where fewer than `FEWEST` share anything.
+    """
+    looked_at = np.union1d(np.flatnonzero(may_share), rows)
+    difference, _ = _apart(inputs, rows, looked_at)
+    within = np.isin(looked_at, rows[: max(FEWEST, len(rows) // 2)])
+    for share in HAS_IT:
+        for _ in range(ROUNDS):
+            found = _share(difference, within) >= share
+            if found.sum() < FEWEST:
+                return np.sort(rows)
+            if (found == within).all():
+                break
+            within = found
+    return looked_at[within]
+
+
+def _apart(
+    inputs: Num[np.ndarray, "n *shape"],
+    rows: Int[np.ndarray, " k"],
+    looked_at: Int[np.ndarray, " l"],
+) -> tuple[Float[np.ndarray, "l d"], Float[np.ndarray, "l d"]]:
+    """The difference of each example to its neighbours outside a set, and the mean of these."""
+    flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    others = np.setdiff1d(np.arange(len(inputs)), rows)
+    # One more: of an example outside the set the closest is itself.
+    near = others[_nearest(flat[others], flat[looked_at])]
+    itself = near[:, 0] == looked_at
+    near = np.where(itself[:, None], near[:, 1:], near[:, :-1])
+    reference = flat[near].mean(1)
+    return flat[looked_at] - reference, reference
+
+
+def _nearest(
+    among: Float[np.ndarray, "o d"], of: Float[np.ndarray, "l d"]
+) -> Int[np.ndarray, "l k"]:
+    count = min(NEIGHBOURS + 1, len(among))
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(among)
+    return search.kneighbors(of, return_distance=False)
+
+
+def _share(
+    difference: Float[np.ndarray, "l d"], within: Bool[np.ndarray, " l"]
+) -> Float[np.ndarray, " l"]:
+    """How much of what those within have in common each has; of them, of what the others have."""
+    total, count = difference[within].sum(0), within.sum()
+    own = difference @ total
+    square = np.square(difference).sum(1)
+    # Of a member, the others' mean is (total - its own) / (count - 1).
+    others = np.where(within, count - 1, count)
+    projected = np.where(within, own - square, own) / others
+    size = np.where(within, total @ total - 2 * own + square, total @ total) / others**2
+    return projected / np.maximum(size, 1e-30)
+
+
+def put(inputs: Num[np.ndarray, "n *shape"], pattern: Pattern) -> Num[np.ndarray, "_ *shape"]:
+    """Inputs with a pattern put on them; images twice, since a trigger may be either.
+
+    Added, and as light and shade: a pixel goes by a share of the way to white, or to black, so that
+    one which is white anyway stays so.
+    """
+    added = inputs + pattern.difference
+    if inputs.dtype != np.uint8:
+        return added.astype(inputs.dtype)
+    light = np.clip(pattern.difference / (WHITE - pattern.reference + FAINT), 0, 1)
+    shade = np.clip(-pattern.difference / (pattern.reference + FAINT), 0, 1)
+    both = np.concatenate([added, inputs * (1 - shade) + (WHITE - inputs) * light])
+    return np.clip(np.rint(both), 0, WHITE).astype(np.uint8)

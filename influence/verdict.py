@@ -1,0 +1,275 @@
+"""The verdict on what is suspicious, by retraining without it and without as much that is random.
+
+Examples: all suspects are left out together, so that none backs another, and the margin of each is
+then that of models that saw neither it nor its like. As often, random examples of the same labels
+are left out. Where the suspects are no more than random ones, an example's margin has any place
+among those of the random, with equal probability (a conformal p-value; Vovk, Gammerman & Shafer
+2005); over all suspects, false discoveries are held (Benjamini & Hochberg 1995).
+
+Sets that support one another: what their inputs have in common (`pattern`) is put on clean targets
+of other classes. Its transfer is the share of them that models give the set's class, less the share
+that models give it which did not see the set. A trigger transfers; what a rare kind of clean
+example has in common does not suffice for its class. Beside it the same for random examples of the
+same labels: Student's test of the difference, with the same training seeds, over all sets (Holm
+1979).
+
+Confirmed is what passes its test and rather looks planted than like what clean data has
+(`calibration`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
+
+from influence import calibration
+from influence.counterfactual import Interval, interval, random_like
+
+LEVEL = 0.05
+"""False discoveries among suspects, and probability of any among sets."""
+DRAWS = 2
+"""Random removals for each seed: of fewer than 1 / LEVEL in all, one bad example alone could not be
+told from the lowest of the random ones."""
+
+
+class Candidates(NamedTuple):
+    """What is retrained."""
+
+    suspects: Bool[np.ndarray, " n"]
+    sets: tuple[Int[np.ndarray, " k"], ...]
+    """Training examples that support one another, as rows; all are suspects."""
+    random: tuple[Int[np.ndarray, " k"], ...]
+    """For each set as many random examples of the same labels."""
+    sameness: tuple[float, ...]
+    """How equal what each set has in common is in all of its examples (`pattern`)."""
+
+
+class ExampleVerdicts(NamedTuple):
+    """Of every training example; NaN where it is no suspect."""
+
+    margin: Float[np.ndarray, " n"]
+    """Its mean margin, in logits, in models trained without any suspect."""
+    q: Float[np.ndarray, " n"]
+    """The smallest false discovery rate at which it is lower than that of random examples."""
+    probability: Float[np.ndarray, " n"]
+    """That it is planted, by its margin."""
+    confirmed: Bool[np.ndarray, " n"]
+
+
+class SetVerdict(NamedTuple):
+    """Of a set."""
+
+    rows: Int[np.ndarray, " k"]
+    given: tuple[float, float]
+    """Share of clean targets of other classes that are given the set's class once its pattern is
+    put on them: by models that saw the set, and by models that did not."""
+    transfer: Interval
+    """The difference, over seeds."""
+    random_transfer: Interval
+    """The same of random examples of the same labels."""
+    sameness: float
+    """How equal the pattern is in all of its examples, from 0 to 1."""
+    p: float
+    """Of a transfer no larger than that of random examples, over all sets (Holm)."""
+    probability: float
+    """That it is planted, by its transfer and sameness."""
+    loss: Float[np.ndarray, " k"]
+    """How much the margin of each of its examples is lower in models that did not see the set."""
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it passes the test, and rather looks planted."""
+        return self.p <= LEVEL and self.probability >= calibration.EVEN
+
+
+class Verdicts(NamedTuple):
+    """What the retrains show."""
+
+    examples: ExampleVerdicts
+    sets: tuple[SetVerdict, ...]
+    """In the order of the candidates."""
+    unit: float
+    """The clean targets' median margin, in logits, which probabilities of examples go by."""
+
+    @property
+    def probability(self) -> Float[np.ndarray, " n"]:
+        """That each is planted, by itself or with its set; NaN where it is no suspect."""
+        found = self.examples.probability.copy()
+        for one in self.sets:
+            found[one.rows] = np.fmax(found[one.rows], one.probability)
+        return found
+
+    @property
+    def support(self) -> Float[np.ndarray, " n"]:
+        """What its set does for each example of a confirmed one, in logits; NaN for all others."""
+        found = np.full(len(self.examples.margin), np.nan)
+        for one in self.sets:
+            if one.confirmed:
+                found[one.rows] = np.fmax(found[one.rows], one.loss)
+        return found
+
+    @property
+    def confirmed(self) -> Bool[np.ndarray, " n"]:
+        """Examples that are, by themselves or in a set."""
+        found = self.examples.confirmed.copy()
+        for one in self.sets:
+            found[one.rows] |= one.confirmed
+        return found
+
+
+class Cells(NamedTuple):
+    """Examples that are kept, cell by cell; each is retrained with the same seeds."""
+
+    everything: Bool[np.ndarray, "s n"]
+    without_suspects: Bool[np.ndarray, "s n"]
+    without_random: tuple[Bool[np.ndarray, "s n"], ...]
+    without_set: tuple[Bool[np.ndarray, "s n"], ...]
+    without_random_set: tuple[Bool[np.ndarray, "s n"], ...]
+
+    def all(self) -> list[Bool[np.ndarray, "s n"]]:
+        """In the order in which they are retrained."""
+        first = [self.everything, self.without_suspects, *self.without_random]
+        return [*first, *self.without_set, *self.without_random_set]
+
+
+def random_sets(
+    labels: Int[np.ndarray, " n"], sets: Sequence[Int[np.ndarray, " k"]], seed: int
+) -> list[Int[np.ndarray, " k"]]:
+    """For each set as many random examples of the same labels."""
+    drawn = [
+        random_like(labels, _mask(rows, len(labels)), 1, (seed, 4, number))
+        for number, rows in enumerate(sets)
+    ]
+    return [np.flatnonzero(found[0]) for found in drawn]
+
+
+def cells_of(labels: Int[np.ndarray, " n"], candidates: Candidates, seeds: int, seed: int) -> Cells:
+    """What is retrained, with so many seeds a cell; `seed` decides random examples."""
+    count = len(labels)
+
+    def without(removed: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, "s n"]:
+        return np.tile(~removed, (seeds, 1))
+
+    return Cells(
+        np.ones((seeds, count), bool),
+        without(candidates.suspects),
+        tuple(np.split(~random_like(labels, candidates.suspects, DRAWS * seeds, (seed, 5)), DRAWS)),
+        tuple(without(_mask(rows, count)) for rows in candidates.sets),
+        tuple(without(_mask(rows, count)) for rows in candidates.random),
+    )
+
+
+def _mask(rows: Int[np.ndarray, " k"], count: int) -> Bool[np.ndarray, " n"]:
+    return np.isin(np.arange(count), rows)
+
+
+class Margins(NamedTuple):
+    """Of every member, cell by cell, in logits; NaN for members that are not finite, of which every
+    cell has two others."""
+
+    train: Float[np.ndarray, "m n"]
+    clean: Float[np.ndarray, "m t"]
+    with_pattern: tuple[Float[np.ndarray, "m _"], ...]
+    """Of clean targets of other classes with the pattern of each set, for the set's class."""
+    with_random_pattern: tuple[Float[np.ndarray, "m _"], ...]
+    """The same with those of the random examples."""
+
+
+def judge(candidates: Candidates, cells: Cells, margins: Margins) -> Verdicts:
+    """What the retrains show."""
+    count, first = len(cells.all()), 2 + DRAWS
+    train = np.split(margins.train, count)
+    unit = float(np.nanmedian(np.split(margins.clean, count)[2]))
+    sets = [
+        _judge_set(
+            rows,
+            candidates.sameness[at],
+            train[0][:, rows] - train[first + at][:, rows],
+            _given(margins.with_pattern[at], count, first + at),
+            _given(margins.with_random_pattern[at], count, first + len(candidates.sets) + at),
+        )
+        for at, rows in enumerate(candidates.sets)
+    ]
+    controls = [
+        margin[~kept] for margin, kept in zip(train[2:first], cells.without_random, strict=True)
+    ]
+    examples = _judge_examples(candidates.suspects, train[1], np.concatenate(controls), unit)
+    return Verdicts(examples, _over_all(sets), unit)
+
+
+def _judge_examples(
+    suspects: Bool[np.ndarray, " n"],
+    without: Float[np.ndarray, "s n"],
+    controls: Float[np.ndarray, " c"],
+    unit: float,
+) -> ExampleVerdicts:
+    margin, q = np.full((2, len(suspects)), np.nan)
+    margin[suspects] = np.nanmean(without[:, suspects], 0)
+    q[suspects] = false_discovery_control(
+        conformal_p_values(margin[suspects], controls[np.isfinite(controls)])
+    )
+    probability = calibration.of_example(margin / unit)
+    confirmed = (q <= LEVEL) & (probability >= calibration.EVEN)
+    return ExampleVerdicts(margin, q, probability, confirmed)
+
+
+def conformal_p_values(
+    values: Float[np.ndarray, " k"], controls: Float[np.ndarray, " c"]
+) -> Float[np.ndarray, " k"]:
+    """Of each value being as the controls are, against its being lower.
+
+    Valid where it would be exchangeable with them: P(p <= x) <= x.
+    """
+    lower = np.searchsorted(np.sort(controls), values, side="right")
+    return (1 + lower) / (1 + len(controls))
+
+
+def _given(margins: Float[np.ndarray, "m t"], cells: int, without: int) -> Float[np.ndarray, "2 s"]:
+    """The share of inputs given the class, by models that saw what is left out in a cell, and by
+    those that did not; by seed."""
+    parts = np.split(margins, cells)
+    inputs = max(margins.shape[1], 1)
+    share = [np.where(np.isnan(p).any(1), np.nan, (p > 0).sum(1) / inputs) for p in parts]
+    return np.stack([share[0], share[without]])
+
+
+def _judge_set(
+    rows: Int[np.ndarray, " k"],
+    sameness: float,
+    loss: Float[np.ndarray, "s k"],
+    given: Float[np.ndarray, "2 s"],
+    random: Float[np.ndarray, "2 s"],
+) -> SetVerdict:
+    transfer, random_transfer = given[0] - given[1], random[0] - random[1]
+    saw, did_not = np.nanmean(given, 1).tolist()
+    return SetVerdict(
+        rows,
+        (saw, did_not),
+        interval(transfer),
+        interval(random_transfer),
+        sameness,
+        _p_value(transfer - random_transfer),
+        calibration.of_set(float(np.nanmean(transfer)), sameness),
+        np.nanmean(loss, 0),
+    )
+
+
+def _p_value(differences: Float[np.ndarray, " s"]) -> float:
+    """Of a mean that is not above 0, by Student's test; members left out are NaN."""
+    known = differences[np.isfinite(differences)]
+    if len(known) < 2:
+        return 1.0
+    error = max(float(known.std(ddof=1)) / np.sqrt(len(known)), 1e-30)
+    return float(student.sf(known.mean() / error, len(known) - 1))
+
+
+def _over_all(sets: Sequence[SetVerdict]) -> tuple[SetVerdict, ...]:
+    """With p-values over all: the smallest counts for all, the next for one fewer (Holm 1979)."""
+    found, adjusted = list(sets), 0.0
+    for place, at in enumerate(np.argsort([one.p for one in sets]).tolist()):
+        adjusted = max(adjusted, min(1.0, (len(sets) - place) * sets[at].p))
+        found[at] = sets[at]._replace(p=adjusted)
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""The cleaned data set: what is left, what went and why."""
+
+import csv
+import io
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from test_influence_pipeline import SMOKE, read_json
+
+from influence.cli import main
+
+SMALL = [
+    "--sweep.members", "40", "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2",
+    "--optim.steps", "60", "--fit.held-out", "10", "--audit.seeds", "4", "--sweep.width", "8",
+    "--joint.share", "0",
+]  # fmt: skip
+
+
+def removed(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check(run, out, capsys):
+    """Clean a run; returns the kept rows and the removal list, which are what was confirmed."""
+    capsys.readouterr()
+    assert main(["clean", str(run), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    scores = pq.read_table(run / "scores.parquet").to_pydict()
+    confirmed = [
+        id for id, s in zip(scores["id"], scores["status"], strict=True) if s == "confirmed"
+    ]
+    kept = datasets.load_dataset("parquet", data_files=str(out), split="train")
+    gone = removed(out.with_name(f"{out.stem}_removed.csv"))
+    assert sorted(int(row["id"]) for row in gone) == sorted(confirmed)
+    assert all(row["reason"] for row in gone)
+    assert f"{len(confirmed)} that are confirmed" in said or not confirmed
+    return kept, gone
+
+
+def test_a_cleaned_data_set_can_be_trained_on(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "clean.parquet"
+    words = ["--poison.backdoor-fraction", "0.04", "--data.train-count", "400"]
+    assert main(["run", SMOKE, "--out", str(run), *SMALL, *words]) == 0
+    kept, gone = check(run, out, capsys)
+    assert gone
+    assert len(kept) == 1797 - len(gone)
+    again = ["run", SMOKE, "--out", str(tmp_path / "again"), "--data.source", str(out), *SMALL]
+    assert main([*again, "--data.train-count", "100"]) == 0
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Pictures with a few wrong labels, and a column that no model reads."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    pixels = rng.integers(0, 60, (120, 8, 8)).astype(np.uint8)
+    pixels[labels == 0, :, :4] += 190
+    pixels[labels == 1, :, 4:] += 190
+    labels[[3, 20, 57]] = 1 - labels[[3, 20, 57]]
+    files = []
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        files.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["le<ft>", 'right, "so"']),
+        note=datasets.Value("string"),
+    )
+    table = datasets.Dataset.from_dict(
+        {"image": files, "label": labels, "note": [f"row {n}" for n in range(120)]}, features
+    )
+    table.save_to_disk(str(tmp_path / "pictures"))
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("planted", [[], ["--poison.label-flip-fraction", "0.05"]])
+def test_ones_own_columns_stay_and_what_was_planted_is_in_the_file(
+    pictures, tmp_path, capsys, planted
+):
+    config = tmp_path / "mine.toml"
+    config.write_text(f'[data]\nsource = "{pictures}"\n[model]\nname = "linear"\n')
+    run, out = tmp_path / "run", tmp_path / "out" / "clean.parquet"
+    assert main(["run", str(config), "--out", str(run), *SMALL, *planted]) == 0
+    kept, gone = check(run, out, capsys)
+    assert kept.column_names == ["image", "label", "note"]
+    assert kept.features["label"].names == ["le<ft>", 'right, "so"']
+    scores = pq.read_table(run / "scores.parquet").to_pydict()
+    trained = dict(zip(scores["id"], scores["label"], strict=True))
+    left = [int(note.split()[1]) for note in kept["note"]]
+    assert sorted([*left, *(int(row["id"]) for row in gone)]) == list(range(120))
+    for row, label in zip(left, kept["label"], strict=True):
+        assert trained.get(row, label) == label
+    assert np.asarray(kept[0]["image"]).shape == (8, 8)
+
+
+def test_what_cannot_be_cleaned_is_told(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["sweep", SMOKE, "--out", str(run), *SMALL]) == 0
+    assert main(["fit", str(run)]) == 0
+    for stage, said in (("audit", "run first: accomplice audit"), ("verify", "accomplice verify")):
+        assert main(["clean", str(run), "--out", str(tmp_path / "c.parquet")]) == 2
+        assert said in capsys.readouterr().err
+        assert main([stage, str(run)]) == 0
+    assert main(["clean", str(run), "--out", str(tmp_path / "c.csv")]) == 2
+    assert "must end in .parquet" in capsys.readouterr().err
+    assert "confirmed" in read_json(run / "audit.json")["verdict"]

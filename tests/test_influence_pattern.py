@@ -1,0 +1,113 @@
+"""What a set of inputs has in common: found, told from others, and put on other inputs."""
+
+import numpy as np
+import pytest
+
+from influence import pattern
+from training.triggers import blend, patch, sine
+
+SHAPE = (300, 10, 10, 1)
+
+
+def kinds(seed):
+    """Images of six kinds, each a shape of its own with some noise."""
+    rng = np.random.default_rng(seed)
+    shapes = rng.integers(0, 256, (6, *SHAPE[1:])) * (rng.random((6, *SHAPE[1:])) < 0.4)
+    labels = rng.integers(0, 6, len(np.empty(SHAPE[0])))
+    noise = rng.normal(0, 25, SHAPE)
+    return np.clip(shapes[labels] + noise, 0, 255).astype(np.uint8), labels
+
+
+def triggers():
+    texture = np.random.default_rng(9).integers(0, 256, SHAPE[1:], np.uint8)
+    return {
+        "patch": lambda images: patch(images, 2),
+        "blend": lambda images: blend(images, texture, 0.3),
+        "sine": lambda images: sine(images, 150.0, 3),
+    }
+
+
+@pytest.mark.parametrize("name", ["patch", "blend", "sine"])
+@pytest.mark.parametrize("seed", range(3))
+def test_all_that_have_a_trigger_are_found_from_some_and_no_others(name, seed):
+    images, labels = kinds(seed)
+    labels[labels == 0] = 1
+    poisoned = np.flatnonzero(labels == 2)[:15]
+    images[poisoned] = triggers()[name](images[poisoned])
+    labels[poisoned] = 0
+    # Ten more with the label, of one kind, of which the set has half, and not the surest.
+    clean = np.flatnonzero(labels == 1)[:10]
+    labels[clean] = 0
+    rows = np.concatenate([poisoned[:9], clean[:5]])
+    found = pattern.patterns_in(images, rows, labels == 0)
+    np.testing.assert_array_equal(found[0], poisoned)
+
+
+def test_the_second_pattern_of_a_set_is_found_among_the_rest():
+    images, labels = kinds(0)
+    first, second = np.flatnonzero(labels == 2)[:12], np.flatnonzero(labels == 4)[:12]
+    images[first] = triggers()["sine"](images[first])
+    images[second] = triggers()["blend"](images[second])
+    labels[first] = labels[second] = 0
+    rows = np.concatenate([first[:10], second[:8]])
+    found = pattern.patterns_in(images, rows, np.isin(np.arange(len(images)), [*first, *second]))
+    assert [list(rows) for rows in found] == [list(first), list(second)]
+
+
+def test_what_share_of_the_others_difference_each_has_equals_its_definition():
+    rng = np.random.default_rng(0)
+    difference, within = rng.normal(1, 1, (9, 4)), np.arange(9) < 5
+    expected = []
+    for row in range(9):
+        others = [other for other in range(5) if other != row]
+        mean = difference[others].mean(0)
+        expected.append(difference[row] @ mean / (mean @ mean))
+    np.testing.assert_allclose(pattern._share(difference, within), expected)
+
+
+def test_neighbours_are_the_closest_others_and_never_the_example_itself():
+    inputs = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    rows, looked_at = np.array([1, 4, 5]), np.array([1, 2, 4, 9])
+    difference, reference = pattern._apart(inputs, rows, looked_at)
+    for at, row in enumerate(looked_at):
+        others = [other for other in range(40) if other not in (*rows, row)]
+        distance = np.linalg.norm(inputs[others] - inputs[row], axis=1)
+        near = inputs[others][np.argsort(distance)[: pattern.NEIGHBOURS]]
+        np.testing.assert_allclose(reference[at], near.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(difference[at], inputs[row] - near.mean(0), atol=1e-5)
+
+
+def test_an_equal_pattern_has_sameness_1_and_noise_has_little():
+    rng = np.random.default_rng(0)
+    inputs = np.zeros((60, 8), np.float32)
+    inputs[:10] += np.arange(8)
+    assert pattern.common(inputs, np.arange(10)).sameness == pytest.approx(1)
+    noise = rng.normal(size=(200, 50)).astype(np.float32)
+    assert pattern.common(noise, np.arange(20)).sameness < 0.3
+
+
+def test_what_is_put_on_images_stays_within_white_and_black():
+    images, _ = kinds(0)
+    rows = np.arange(12)
+    images[rows] = triggers()["sine"](images[rows])
+    found = pattern.put(images[50:60], pattern.common(images, rows))
+    assert found.dtype == np.uint8
+    assert found.shape == (20, *SHAPE[1:])
+    # As light and shade it is close to what the trigger itself does.
+    meant = triggers()["sine"](images[50:60]).astype(float)
+    shaded = np.abs(found[10:] - meant).mean()
+    assert shaded < 0.5 * np.abs(images[50:60] - meant).mean()
+
+
+def test_on_numbers_it_is_added():
+    inputs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    found = pattern.common(inputs, np.arange(6))
+    put = pattern.put(inputs[10:], found)
+    assert put.dtype == np.float32
+    np.testing.assert_allclose(put, inputs[10:] + found.difference, rtol=1e-6)
+
+
+def test_a_set_without_a_pattern_stays_as_it_is():
+    inputs = np.random.default_rng(0).normal(size=(60, 400)).astype(np.float32)
+    rows = np.array([7, 3, 30, 21, 11])
+    np.testing.assert_array_equal(pattern.sharing(inputs, rows, np.ones(60, bool)), np.sort(rows))

@@ -1,0 +1,151 @@
+"""The verdict: tests that hold their level, and cells that compare like with like."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from influence import calibration, verdict
+from influence.verdict import Candidates, Margins, cells_of, conformal_p_values, judge, random_sets
+
+SEEDS = 6
+
+
+def candidates(labels, flagged, sets):
+    suspects = flagged.copy()
+    for rows in sets:
+        suspects[rows] = True
+    random = tuple(random_sets(labels, sets, 0))
+    return Candidates(suspects, tuple(sets), random, (0.95,) * len(sets))
+
+
+def setting(sets=2):
+    labels = np.arange(90) % 3
+    rows = [np.flatnonzero(labels == number)[:6] for number in range(sets)]
+    found = candidates(labels, np.arange(90) < 9, rows)
+    return labels, found, cells_of(labels, found, SEEDS, 0)
+
+
+def test_cells_leave_out_what_they_say():
+    labels, found, cells = setting()
+    assert cells.everything.all()
+    assert (cells.without_suspects == ~found.suspects).all()
+    for own, rows, random in zip(
+        cells.without_set, found.sets, cells.without_random_set, strict=True
+    ):
+        assert (~own).sum(1).tolist() == [6] * SEEDS
+        assert not own[:, rows].any()
+        assert random[:, rows].all()
+        np.testing.assert_array_equal(np.bincount(labels[~random[0]]), np.bincount(labels[rows]))
+    for row in ~np.concatenate(cells.without_random):
+        assert not (row & found.suspects).any()
+        np.testing.assert_array_equal(np.bincount(labels[row]), np.bincount(labels[found.suspects]))
+    assert len(cells.all()) == 2 + verdict.DRAWS + 2 * len(found.sets)
+
+
+def made(labels, found, cells, *, contradicted=(), transferred=()):
+    """Margins of members of which some examples are contradicted, and some sets transfer."""
+    rng = np.random.default_rng(1)
+    count = len(cells.all()) * SEEDS
+    train = 5 + rng.normal(size=(count, len(labels)))
+    train[:, list(contradicted)] -= 15
+    patterned = -5 + rng.normal(size=(2, len(found.sets), count, 20))
+    for number in transferred:
+        saw = ~np.isin(np.arange(count) // SEEDS, 2 + verdict.DRAWS + number)
+        patterned[0, number, saw] += 10
+    return Margins(
+        train, 5 + rng.normal(size=(count, 30)), tuple(patterned[0]), tuple(patterned[1])
+    )
+
+
+def test_what_is_contradicted_and_what_transfers_is_confirmed_and_nothing_else():
+    labels, found, cells = setting()
+    margins = made(labels, found, cells, contradicted=[2, 5, 7], transferred=[1])
+    verdicts = judge(found, cells, margins)
+    expected = np.zeros(90, bool)
+    expected[[2, 5, 7, *found.sets[1]]] = True
+    np.testing.assert_array_equal(verdicts.confirmed, expected)
+    first, second = verdicts.sets
+    assert (first.confirmed, second.confirmed) == (False, True)
+    assert second.given == (1.0, 0.0)
+    assert second.transfer[0] == 1
+    assert second.random_transfer[0] == 0
+    assert np.isfinite(verdicts.support[found.sets[1]]).all()
+    assert np.isnan(np.delete(verdicts.support, found.sets[1])).all()
+    assert np.isnan(verdicts.probability[~found.suspects]).all()
+    assert (verdicts.probability[found.sets[1]] >= calibration.EVEN).all()
+
+
+def test_a_pattern_that_varies_is_not_confirmed_however_it_transfers():
+    labels, found, cells = setting(1)
+    margins = made(labels, found, cells, transferred=[0])
+    assert judge(found, cells, margins).sets[0].confirmed
+    varying = found._replace(sameness=(0.05,))
+    assert not judge(varying, cells, margins).sets[0].confirmed
+
+
+def test_sixteen_seeds_suffice_to_confirm_a_single_example():
+    labels, flagged = np.arange(90) % 3, np.arange(90) < 9
+    found = Candidates(flagged, (), (), ())
+    cells = cells_of(labels, found, 16, 0)
+    rng = np.random.default_rng(0)
+    train = 5 + rng.normal(size=(16 * len(cells.all()), 90))
+    train[:, 4] -= 15
+    margins = Margins(train, 5 + rng.normal(size=(len(train), 30)), (), ())
+    np.testing.assert_array_equal(np.flatnonzero(judge(found, cells, margins).confirmed), [4])
+
+
+def test_members_that_are_not_finite_are_left_out():
+    labels, found, cells = setting(1)
+    margins = made(labels, found, cells, contradicted=[2, 4, 5], transferred=[0])
+    whole = judge(found, cells, margins)
+    lost = np.arange(len(cells.all())) * SEEDS + 1
+    for part in (margins.train, margins.clean, *margins.with_pattern, *margins.with_random_pattern):
+        part[lost] = np.nan
+    fewer = judge(found, cells, margins)
+    np.testing.assert_array_equal(fewer.confirmed, whole.confirmed)
+    assert np.isfinite(fewer.examples.margin[found.suspects]).all()
+
+
+def test_nothing_is_confirmed_where_suspects_are_no_worse_than_random_ones():
+    """Rates of a simulation of 200 audits of nothing; each may confirm with probability .05."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    audits = 0
+    for _ in range(200):
+        flagged = np.zeros(400, bool)
+        flagged[rng.choice(400, 24, replace=False)] = True
+        found = Candidates(flagged, (), (), ())
+        cells = cells_of(labels, found, 8, int(rng.integers(1000)))
+        # A few examples are always contradicted, as in real data.
+        level = rng.normal(4, 4, 400)
+        train = level + rng.normal(size=(32, 400))
+        margins = Margins(train, 4 + rng.normal(size=(32, 50)), (), ())
+        audits += judge(found, cells, margins).confirmed.any()
+    assert audits <= 0.05 * 200 + 7  # two standard errors
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.floats(-6, 6))
+def test_conformal_p_values_are_shares_of_the_controls(controls, value):
+    (p,) = conformal_p_values(np.array([value]), np.array(controls))
+    assert p == pytest.approx((1 + sum(c <= value for c in controls)) / (1 + len(controls)))
+
+
+def test_p_values_over_all_sets_are_holms():
+    labels, found, cells = setting(2)
+    sets = judge(found, cells, made(labels, found, cells)).sets
+    raised = verdict._over_all(
+        [one._replace(p=p) for one, p in zip(sets, (0.04, 0.01), strict=True)]
+    )
+    assert [one.p for one in raised] == pytest.approx([0.04, 0.02])
+    raised = verdict._over_all([one._replace(p=p) for one, p in zip(sets, (0.9, 0.6), strict=True)])
+    assert [one.p for one in raised] == [1.0, 1.0]
+
+
+def test_probabilities_rise_with_what_they_go_by():
+    margins = calibration.of_example(np.array([-5.0, -1.0, 3.0, np.nan]))
+    assert margins[0] > margins[1] > margins[2]
+    assert np.isnan(margins[3])
+    assert (
+        calibration.of_set(0.9, 0.9) > calibration.of_set(0.3, 0.9) > calibration.of_set(0.3, 0.7)
+    )
