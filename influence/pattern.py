@@ -85,7 +85,8 @@ def sharing(
         may_share: the examples that may be in it.
 
     Returns:
-        In their order; the set itself where fewer than `FEWEST` share anything.
+        In their order; the set itself where fewer than `FEWEST` share anything, or more than half of
+        all that may.
     """
     looked_at = np.union1d(np.flatnonzero(may_share), rows)
     difference, _ = _apart(inputs, rows, looked_at)
@@ -93,7 +94,7 @@ def sharing(
     for share in HAS_IT:
         for _ in range(ROUNDS):
             found = _share(difference, within) >= share
-            if found.sum() < FEWEST:
+            if not FEWEST <= found.sum() <= len(looked_at) / 2:
                 return np.sort(rows)
             if (found == within).all():
                 break

@@ -31,7 +31,6 @@ def triggers():
 @pytest.mark.parametrize("seed", range(3))
 def test_all_that_have_a_trigger_are_found_from_some_and_no_others(name, seed):
     images, labels = kinds(seed)
-    labels[labels == 0] = 1
     poisoned = np.flatnonzero(labels == 2)[:15]
     images[poisoned] = triggers()[name](images[poisoned])
     labels[poisoned] = 0
@@ -50,7 +49,7 @@ def test_the_second_pattern_of_a_set_is_found_among_the_rest():
     images[second] = triggers()["blend"](images[second])
     labels[first] = labels[second] = 0
     rows = np.concatenate([first[:10], second[:8]])
-    found = pattern.patterns_in(images, rows, np.isin(np.arange(len(images)), [*first, *second]))
+    found = pattern.patterns_in(images, rows, labels == 0)
     assert [list(rows) for rows in found] == [list(first), list(second)]
 
 
@@ -105,6 +104,15 @@ def test_on_numbers_it_is_added():
     put = pattern.put(inputs[10:], found)
     assert put.dtype == np.float32
     np.testing.assert_allclose(put, inputs[10:] + found.difference, rtol=1e-6)
+
+
+def test_what_most_of_a_class_shares_is_no_pattern():
+    inputs = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    of_class = np.arange(60) < 20
+    inputs[of_class] += 50
+    # All others are far away, so that the whole class differs from them in the same way.
+    rows = np.flatnonzero(of_class)[:18]
+    np.testing.assert_array_equal(pattern.sharing(inputs, rows, of_class), rows)
 
 
 def test_a_set_without_a_pattern_stays_as_it_is():

@@ -1,0 +1,92 @@
+"""Claim: where outputs have nothing to do with masks, retraining hardly ever confirms anything.
+
+A run on unpoisoned digits is swept once. Then, twenty times, its outputs are exchanged over the
+masks of each arm and everything else is done as ever: fit, audit, and the verdict's own retrains,
+whose outputs are what they are. Weights, ranks and sets are then noise, and each run may confirm
+something with a probability of 5 %: of twenty at most three.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from poison import CONFIGS, NONE, SWEEP
+
+from influence.config import override, read_config
+from influence.jax_setup import set_up_jax
+from training.arm import Made, Report
+from training.bank import Bank
+
+RUNS = 20
+
+
+def exchanged(source: Path, out: Path, seed: int) -> None:
+    """The run with its outputs exchanged over masks; replicates, which tell the noise, stay."""
+    out.mkdir(parents=True)
+    for name in ("config.toml", "manifest.json"):
+        shutil.copy(source / name, out / name)
+    bank = Bank.open(source)
+    new, rng = Bank.create(out / "bank", bank.manifest), np.random.default_rng(seed)
+    for name, arm in bank.arms.items():
+        rows, records = arm.read(), arm.records()
+        order = np.arange(len(rows.status))
+        if not name.startswith("replicates"):
+            order = rng.permutation(order)
+        for unit, record in records.items():
+            own = arm.spec.unit_slice(unit)
+            report = Report(rows.outputs[order][own], rows.status[order][own])
+            new.arm(name).commit(unit, rows.masks[own], {0: report}, Made(record["made_on"]))
+
+
+def main() -> None:
+    from influence.pipeline import (
+        audit_stage,
+        fit_stage,
+        load_experiment,
+        prepare_for,
+        sweep_stage,
+        verify_stage,
+    )
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
+    parser.add_argument("--quick", action="store_true", help="few members, two runs")
+    options = parser.parse_args()
+    set_up_jax()
+    words = [*NONE, *SWEEP, "--data.seed", "20"]
+    if options.quick:
+        words += ["--sweep.members", "100", "--sweep.replicate-masks", "2", "--fit.held-out", "20"]
+        words += ["--data.train-count", "300", "--optim.steps", "50"]
+    config, _ = override(read_config(CONFIGS / "digits.toml"), words, "benchmarks")
+    confirmed = []
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        sweep_stage(prepare_for(config, source), source)
+        for seed in range(2 if options.quick else RUNS):
+            path = Path(folder) / str(seed)
+            exchanged(source, path, seed)
+            run, experiment, bank = load_experiment(path)
+            fit_stage(run, experiment, bank)
+            audit_stage(run, experiment, bank)
+            verify_stage(run, experiment)
+            verdict = run.read_audit()["verdict"]
+            confirmed.append(verdict["confirmed"])
+            print(
+                f"exchange {seed}: {verdict['confirmed']} of {verdict['suspects']} suspects "
+                f"confirmed, {len(verdict['sets'])} sets",
+                flush=True,
+            )
+            shutil.rmtree(path)
+    alarms = sum(count > 0 for count in confirmed)
+    print(f"{alarms} of {len(confirmed)} runs confirmed something")
+    if options.json:
+        print(json.dumps({"confirmed": confirmed, "alarms": alarms}))
+
+
+if __name__ == "__main__":
+    main()
