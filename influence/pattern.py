@@ -85,8 +85,8 @@ def sharing(
         may_share: the examples that may be in it.
 
     Returns:
-        In their order; the set itself where fewer than `FEWEST` share anything, or more than half of
-        all that may.
+        In their order; the set itself where fewer than `FEWEST` share anything, or more than half
+        of all that may.
     """
     looked_at = np.union1d(np.flatnonzero(may_share), rows)
     difference, _ = _apart(inputs, rows, looked_at)

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import datamodels
+from influence import notebook
 from training.bank import Bank
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +118,16 @@ def test_the_python_of_the_readme_runs():
     ((_, code),) = [block for block in blocks("python") if "import datamodels" in block[1]]
     exec(code, names)
     assert names["model"].weights.shape == (5, 2)
+
+
+def test_the_three_lines_of_the_readme_run(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    values = (word if "." in word else int(word) for word in SMALL[1::2])
+    small = dict(zip((key[2:] for key in SMALL[::2]), values, strict=True))
+    monkeypatch.setattr(notebook, "load", partial(notebook.load, changes=small))
+    ((_, code),) = [block for block in blocks("python") if "import notebook" in block[1]]
+    exec(code, {})
+    assert "suspects among 100 examples" in capsys.readouterr().out
 
 
 def test_the_python_of_joint_effects_runs():
