@@ -9,7 +9,8 @@ incident    the rank with ten bad predictions
 one         the trace of one bad prediction, the mean over ten of them
 
 An attack has worked when its success before cleaning is at least .5; one that has not is not
-scored. Cleaned are the examples that the verdict confirms, which is blind. Needs the extra `bench`.
+scored. Of near copies of targets (leak), which have no rank, precision and recall. Cleaned are the
+examples that the verdict confirms, which is blind. Needs the extra `bench`.
 """
 
 import argparse
@@ -70,6 +71,7 @@ def attacks(data: str) -> dict[str, list[str]]:
         "pair_flip": ["--poison.pair-flip-fraction", "0.02", "--poison.pair-flip-from", "4",
                       "--poison.pair-flip-to", "9"],
         "two": [*PATCH, *BLEND[data]],
+        "leak": ["--poison.leak-fraction", "0.02" if data == "digits" else "0.004"],
     }  # fmt: skip
 
 
@@ -88,7 +90,21 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
     confirmed = scores["status"] == "confirmed"
     clean_confirmed = confirmed & (scores["planted"] == "")
     others, found = suspicions(experiment), []
+    for leak in audit["leaks"]:
+        found.append(
+            {
+                "data": data,
+                "attack": "leak",
+                "protocol": "blind",
+                "seed": seed,
+                "attack_worked": True,
+                "precision": leak["precision"],
+                "recall": leak["recall"],
+            }
+        )
     for attack in experiment.attacks:
+        if attack.copied is not None:
+            continue
         planted = scores["planted"] == attack.name
         other = (scores["planted"] != "") & ~planted
         success = audit["verify"]["success_by_attack"][attack.name]
@@ -153,6 +169,13 @@ def mean_metrics(
 
 
 def show(row: dict[str, Any]) -> None:
+    if row["attack"] == "leak":
+        print(
+            f"{row['data']:8s} leak, seed {row['seed']}: precision {row['precision']:.2f}, recall "
+            f"{row['recall']:.2f}",
+            flush=True,
+        )
+        return
     own = (
         f"AUROC {row['auroc']:.4f}, AP {row['average_precision']:.3f}, recall at 5 % "
         f"{row['recall_5']:.2f}"

@@ -43,6 +43,34 @@ def detection_metrics(
     }
 
 
+def leaks(
+    attacks: Sequence[Attack], found: Sequence[tuple[int, int]], planted: np.ndarray
+) -> list[dict[str, Any]]:
+    """The `leaks` section of audit.json: how well planted near copies of targets were found.
+
+    Args:
+        attacks: what was planted; only leaks count.
+        found: pairs of a clean target's position and a training example's row.
+        planted: by what attack each training example is.
+    """
+    entries = []
+    for attack in attacks:
+        if attack.copied is None:
+            continue
+        truth = set(zip(attack.copied.tolist(), attack.positions.tolist(), strict=True))
+        # Other attacks' examples are neither copies nor clean.
+        counted = [pair for pair in found if planted[pair[1]] in ("", attack.name)]
+        right = sum(pair in truth for pair in counted)
+        entries.append(
+            {
+                "found": len(counted),
+                "precision": right / len(counted) if counted else None,
+                "recall": right / len(truth),
+            }
+        )
+    return entries
+
+
 def summary(
     attacks: Sequence[Attack],
     scores: dict[str, np.ndarray],
@@ -51,7 +79,7 @@ def summary(
     """The `detection` section of audit.json: each attack in the protocols that may find it.
 
     Args:
-        attacks: what was planted.
+        attacks: what was planted, but leaks (`leaks`).
         scores: the columns of scores.parquet.
         success: of each attack in each cell of the verification. A trigger that failed before
             anything was removed is not scored: its metrics are None.
@@ -60,6 +88,8 @@ def summary(
     # The run's incident is the first attack's: another trigger's predictions are not in it.
     led = next((attack.name for attack in attacks if attack.incident is not None), None)
     for attack in attacks:
+        if attack.copied is not None:
+            continue
         this = planted == attack.name
         other = (planted != "") & ~this
         worked, protocols = True, {attack.name: "blind"}

@@ -15,6 +15,7 @@ from datamodels.checks import separation
 from datamodels.design import from_description
 from influence import (
     attribution,
+    copies,
     detection,
     hidden_support,
     joint,
@@ -265,6 +266,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         flagged=int(flagged.sum()),
         examples=len(experiment.train),
         hidden_sets=hidden_support.described(experiment, hidden),
+        copies=copies.search(experiment, model.weights),
     )
 
 
@@ -278,15 +280,17 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
         raise UserError(
             f"the scores are older than the fit; run first: accomplice audit {run.path}"
         )
-    if "hidden_sets" not in run.read_audit():
+    if "copies" not in run.read_audit():
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
     _retrain(run, experiment, planned, verification.task(experiment), "Verify by retraining")
     found = verification.measure(run, experiment)
+    leaked = copies.positions(experiment, run.read_audit()["copies"])
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
         "detection": detection.summary(experiment.attacks, read_scores(run), found.success),
+        "leaks": detection.leaks(experiment.attacks, leaked, read_scores(run)["planted"]),
     }
     run.replace_audit(**metrics)
     for caveat in caveats(run.read_audit()):
@@ -498,7 +502,7 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     metrics = run.read_audit()
     if "verify" not in metrics or "verdict" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
-    if "hidden_sets" not in metrics:
+    if "copies" not in metrics:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     found = verification.measure(run, experiment)
     write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)

@@ -18,6 +18,7 @@ from influence import pattern, plots
 from influence.arms import group_name, masks_groups
 from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
+from influence.copies import positions
 from influence.counterfactual import Change
 from influence.experiment import Experiment
 from influence.levels import levels, name_of
@@ -36,6 +37,8 @@ SHOWN_TERMS = 30
 """Sets of groups of one level that act together; all are in terms.parquet."""
 SHOWN_OF_SET = 12
 """Examples of a set of hidden support."""
+SHOWN_COPIES = 30
+"""Of targets among the training examples; all are in audit.json."""
 GREY = 128
 """Of 255, where a pattern is neither lighter nor darker."""
 SHOWN_GROUPS = 2
@@ -87,6 +90,7 @@ def write_report(
         rows=_ranked_rows(experiment, scores),
         hidden_sets=_with_pictures(experiment, metrics["hidden_sets"]),
         verdict_sets=_with_patterns(experiment, metrics["verdict"]["sets"]),
+        copies=_copies(experiment, metrics["copies"]),
         has_pictures=_is_image(experiment),
         over_groups=masks_groups(experiment),
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
@@ -205,6 +209,19 @@ def _with_patterns(experiment: Experiment, sets: Sequence[dict[str, Any]]) -> li
         grey = np.clip(np.rint(GREY + difference / 2), 0, 255).astype(np.uint8)
         one["pattern"] = _picture(grey)
     return found
+
+
+def _copies(experiment: Experiment, copies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The closest copies of targets, each with the pictures of both."""
+    shown = copies[:SHOWN_COPIES]
+    if not _is_image(experiment):
+        return list(shown)
+    inputs = np.asarray(experiment.targets.examples.inputs)
+    first = experiment.targets.clean.start
+    return [
+        row | {"pictures": [_picture(inputs[first + target]), _picture(inputs[example])]}
+        for row, (target, example) in zip(shown, positions(experiment, list(shown)), strict=True)
+    ]
 
 
 def _with_pictures(

@@ -1,0 +1,47 @@
+"""The search for near copies of clean targets among a run's training examples."""
+
+from typing import Any
+
+import numpy as np
+
+from influence.arms import mask_columns
+from influence.audit import Weights
+from influence.experiment import Experiment
+from influence.leakage import near_copies
+
+
+def search(experiment: Experiment, weights: Weights) -> list[dict[str, Any]]:
+    """The `copies` of audit.json, the closest first.
+
+    Args:
+        experiment: of the run.
+        weights: datamodel weights of some targets.
+    """
+    train, targets, columns = experiment.train, experiment.targets, mask_columns(experiment)
+    inputs = np.asarray(targets.examples.inputs)[targets.clean]
+    found = near_copies(np.asarray(train.examples.inputs), inputs, experiment.vocabulary)
+    sign = 1.0 if experiment.higher_is_better else -1.0
+    described = []
+    for one in sorted(found, key=lambda one: one.ratio):
+        at = targets.clean.start + one.target
+        own = weights(slice(at, at + 1))[columns[one.example], 0]
+        described.append(
+            {
+                "target": targets.ids[at],
+                "example": int(train.ids[one.example]),
+                "same_label": bool(
+                    targets.examples.labels[at] == train.examples.labels[one.example]
+                ),
+                "ratio": one.ratio,
+                "weight": sign * float(own),
+            }
+        )
+    return described
+
+
+def positions(experiment: Experiment, copies: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Each as the position among the clean targets, and the row of the training example."""
+    place = {id: at for at, id in enumerate(experiment.targets.ids)}
+    row = {id: at for at, id in enumerate(experiment.train.ids.tolist())}
+    first = experiment.targets.clean.start
+    return [(place[one["target"]] - first, row[one["example"]]) for one in copies]
