@@ -12,6 +12,7 @@ print("attack success:", {cell: mean for cell, (mean, _, _) in success.items()})
 assert detection["label_flip"]["auroc"] >= 0.97
 assert detection["backdoor"]["auroc"] >= 0.97
 assert detection["backdoor_blind"]["recall_5"] >= 0.95
+assert any(one["confirmed"] and one["class"] == "0" for one in audit["verdict"]["sets"])
 assert success["before"][0] >= 0.5
 assert success["after"][0] < 0.1
 assert success["after_random"][0] >= 0.5

@@ -289,7 +289,8 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+    # A space that does not break the line.
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f}\u00a0%"
 
 
 def _small(value: float | None) -> str:
