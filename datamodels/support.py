@@ -270,12 +270,15 @@ def _trimmed(
     rows: Int[np.ndarray, " k"],
     groups: int,
 ) -> HiddenSet | None:
-    """A set of a class without its weak groups; None if too few are left."""
+    """A set of a class without its weak groups; None if too few are left.
+
+    What is left stands in the order of what it receives from what is left.
+    """
     received = support[np.ix_(rows, rows)].sum(1)
-    rows = rows[np.argsort(-received, kind="stable")]
-    rows = rows[np.sort(received)[::-1] >= WEAK * received.mean()]
+    rows = rows[received >= WEAK * received.mean()]
     if len(rows) < LEAST_SIZE:
         return None
+    rows = rows[np.argsort(-support[np.ix_(rows, rows)].sum(1), kind="stable")]
     counted = _counted(len(rows), clean.shape[1], groups)
     given = np.sort(clean[rows].sum(0))[::-1][:counted].mean()
     mean = support[np.ix_(rows, rows)].sum() / len(rows)

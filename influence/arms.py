@@ -1,7 +1,7 @@
 """The arms of a run's bank: their designs, and what every member of them does."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -248,7 +248,7 @@ def main_task(experiment: Experiment, manifest: Manifest | None = None) -> Task:
     """
     examples, panels = experiment.targets.examples, (len(experiment.targets),)
     if manifest is not None:
-        examples = examples.take(_positions(experiment.targets.ids, manifest.target_ids))
+        examples = examples.take(positions_of(experiment.targets.ids, manifest.target_ids))
         panels = tuple(panel.targets for panel in manifest.panels)
     return Task(
         experiment.recipe,
@@ -260,10 +260,10 @@ def main_task(experiment: Experiment, manifest: Manifest | None = None) -> Task:
     )
 
 
-def _positions(ids: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " t"]:
+def positions_of(ids: Iterable[Hashable], wanted: Iterable[Hashable]) -> Int[np.ndarray, " t"]:
     """Where each of the wanted ids stands."""
     order = {id: position for position, id in enumerate(ids)}
-    return np.array([order[id] for id in wanted])
+    return np.array([order[id] for id in wanted], np.int64)
 
 
 class Arms(NamedTuple):
@@ -296,7 +296,7 @@ def read_arms(
     Raises:
         UserError: units are missing or damaged, or masks are not those of the design.
     """
-    columns = _positions(bank.target_ids, experiment.targets.ids)
+    columns = positions_of(bank.target_ids, experiment.targets.ids)
     if targets is not None:
         columns = columns[targets]
     found = []

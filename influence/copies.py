@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from influence.arms import mask_columns
+from influence.arms import mask_columns, positions_of
 from influence.audit import Weights
 from influence.experiment import Experiment
 from influence.leakage import near_copies
@@ -41,7 +41,7 @@ def search(experiment: Experiment, weights: Weights) -> list[dict[str, Any]]:
 
 def positions(experiment: Experiment, copies: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """Each as the position among the clean targets, and the row of the training example."""
-    place = {id: at for at, id in enumerate(experiment.targets.ids)}
-    row = {id: at for at, id in enumerate(experiment.train.ids.tolist())}
-    first = experiment.targets.clean.start
-    return [(place[one["target"]] - first, row[one["example"]]) for one in copies]
+    targets, train = experiment.targets, experiment.train
+    places = positions_of(targets.ids, (one["target"] for one in copies)) - targets.clean.start
+    rows = positions_of(train.ids.tolist(), (one["example"] for one in copies))
+    return list(zip(places.tolist(), rows.tolist(), strict=True))

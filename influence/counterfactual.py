@@ -132,6 +132,15 @@ def change(
     return Change(predicted, measured, cells[WITHOUT_FLAGGED] - cells["before"])
 
 
+def share_positive(values: Float[np.ndarray, "m k"]) -> Float[np.ndarray, " m"]:
+    """Of each member, the share of inputs whose margin or lead is above 0: that get their label.
+
+    NaN where the member is not finite; 0 of no inputs.
+    """
+    share = (values > 0).sum(1) / max(values.shape[1], 1)
+    return np.where(np.isnan(values).any(1), np.nan, share)
+
+
 def share_interval(per_seed: Float[np.ndarray, " s"], inputs: int) -> Interval:
     """As `interval`, of a share of `inputs` inputs: within 0 and 1, and never without width.
 

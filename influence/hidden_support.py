@@ -68,6 +68,11 @@ def majority_labels(targets: Targets, group_of: Int[np.ndarray, " n"]) -> Int[np
     return counts.argmax(1)
 
 
+def commonest(labels: Int[np.ndarray, " k"]) -> int:
+    """The label that most examples of a set have, the smallest of several."""
+    return int(np.bincount(labels).argmax())
+
+
 def _all(weights: Weights, targets: slice) -> Float[np.ndarray, "g t"]:
     return np.concatenate([weights(block) for block in target_blocks(targets)], axis=1)
 
@@ -77,9 +82,7 @@ def described(
 ) -> list[dict[str, Any]] | None:
     """The `hidden_sets` of audit.json: the sets that were found, their examples by id.
 
-    Those that are supported most come first.
-
-    None where nothing was searched.
+    Of a set those that are supported most come first. None where nothing was searched.
     """
     columns, ids = mask_columns(experiment), experiment.train.ids
     labels = np.asarray(experiment.train.examples.labels)
@@ -87,12 +90,10 @@ def described(
         return None
     found = []
     for one in hidden.sets:
-        place = {group: number for number, group in enumerate(one.groups)}
-        rows = np.flatnonzero(np.isin(columns, one.groups))
-        rows = rows[np.argsort([place[group] for group in columns[rows]], kind="stable")]
+        rows = np.concatenate([np.flatnonzero(columns == group) for group in one.groups])
         found.append(
             {
-                "class": experiment.class_names[np.bincount(labels[rows]).argmax()],
+                "class": experiment.class_names[commonest(labels[rows])],
                 "examples": ids[rows].tolist(),
                 "support": one.support,
                 "clean": one.clean,

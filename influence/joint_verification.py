@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from datamodels.design import Listed
 from datamodels.shapes import MOST_ORDER
-from influence.arms import JOINT_STREAM, arm_specs, fresh_masks, main_task
+from influence.arms import JOINT_STREAM, arm_specs, fresh_masks, main_task, positions_of
 from influence.counterfactual import interval
 from influence.experiment import Experiment
 from influence.levels import Level, name_of
@@ -79,9 +79,8 @@ def _contexts(experiment: Experiment, level: Level) -> Bool[np.ndarray, "s g"]:
 
 def task(experiment: Experiment, rows: Sequence[TermRow]) -> Task:
     """What every member does: it reports the output of the terms' targets."""
-    ids = _target_ids(rows)
-    position = {id: number for number, id in enumerate(experiment.targets.ids)}
-    inputs = experiment.targets.examples.take(np.array([position[id] for id in ids]))
+    targets = experiment.targets
+    inputs = targets.examples.take(positions_of(targets.ids, _target_ids(rows)))
     return main_task(experiment)._replace(targets=inputs, panels=(len(inputs),))
 
 

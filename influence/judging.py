@@ -8,9 +8,10 @@ from jaxtyping import Int
 
 from datamodels.design import Listed
 from influence import pattern
-from influence.arms import VERDICT_STREAM, main_task, unit_size
+from influence.arms import VERDICT_STREAM, main_task, positions_of
 from influence.experiment import Experiment
-from influence.retrains import Planned, beside
+from influence.hidden_support import commonest
+from influence.retrains import Planned, beside, spec_of
 from influence.run import Run
 from influence.verdict import (
     Candidates,
@@ -21,7 +22,6 @@ from influence.verdict import (
     judge,
     random_sets,
 )
-from training.arm import ArmSpec
 from training.errors import UserError
 from training.examples import Examples, concatenate
 from training.outputs import margin
@@ -58,7 +58,7 @@ def trial(
     sets = [] if experiment.vocabulary else _sets(inputs, labels, train.ids, hidden or ())
     random = random_sets(labels, sets, audit.seed)
     patterns = [pattern.common(inputs, rows) for rows in (*sets, *random)]
-    classes = [int(np.bincount(labels[rows]).argmax()) for rows in sets]
+    classes = [commonest(labels[rows]) for rows in sets]
     suspects = flagged.copy()
     for rows in sets:
         suspects[rows] = True
@@ -78,12 +78,10 @@ def _sets(
     hidden: Sequence[dict[str, Any]],
 ) -> list[Int[np.ndarray, " _"]]:
     """The examples that share a pattern of a hidden set; of those with most in common the first."""
-    row_of = {id: row for row, id in enumerate(ids.tolist())}
     found: list[Int[np.ndarray, " _"]] = []
     for one in hidden:
-        rows = np.array([row_of[id] for id in one["examples"]])
-        of_class = labels == np.bincount(labels[rows]).argmax()
-        for own in pattern.patterns_in(inputs, rows, of_class):
+        rows = positions_of(ids.tolist(), one["examples"])
+        for own in pattern.patterns_in(inputs, rows, labels == commonest(labels[rows])):
             if all(2 * np.isin(own, o).sum() <= min(len(own), len(o)) for o in found):
                 found.append(own)
     return found
@@ -109,18 +107,9 @@ def task(experiment: Experiment, found: Trial) -> Task:
 
 def planned(run: Run, experiment: Experiment, found: Trial) -> Planned:
     """The retrains that judge, and their bank."""
-    config, cells = experiment.config, found.cells.all()
-    masks = np.concatenate(cells)
-    design = Listed(masks, np.tile(np.arange(config.audit.seeds), len(cells)))
-    spec = ArmSpec(
-        name=ARM,
-        members=len(masks),
-        groups=masks.shape[1],
-        unit=unit_size(config.sweep),
-        seed=config.audit.seed,
-        stream=VERDICT_STREAM,
-        design=design.describe(),
-    )
+    cells, seeds = found.cells.all(), experiment.config.audit.seeds
+    design = Listed(np.concatenate(cells), np.tile(np.arange(seeds), len(cells)))
+    spec = spec_of(experiment, ARM, VERDICT_STREAM, design)
     inputs = task(experiment, found).targets
     return beside(run, experiment, spec, design, inputs, tuple(map(str, range(len(inputs)))))
 
@@ -148,17 +137,15 @@ def measure(plan: Planned, found: Trial) -> Verdicts:
 
 def described(experiment: Experiment, found: Verdicts) -> dict[str, Any]:
     """The `verdict` section of audit.json, with examples by id."""
-    train = experiment.train
+    ids, labels = experiment.train.ids, np.asarray(experiment.train.examples.labels)
     return {
         "suspects": int(np.isfinite(found.examples.margin).sum()),
         "confirmed": int(found.confirmed.sum()),
         "unit": found.unit,
         "sets": [
             {
-                "class": experiment.class_names[
-                    np.bincount(np.asarray(train.examples.labels)[one.rows]).argmax()
-                ],
-                "examples": train.ids[one.rows].tolist(),
+                "class": experiment.class_names[commonest(labels[one.rows])],
+                "examples": ids[one.rows].tolist(),
                 "given": one.given,
                 "transfer": one.transfer,
                 "random_transfer": one.random_transfer,

@@ -276,21 +276,22 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     Then score detection.
     """
     run.require(run.scores, "audit")
-    if "flagged" not in run.read_audit():
+    audited = run.read_audit()
+    if "flagged" not in audited:
         raise UserError(
             f"the scores are older than the fit; run first: accomplice audit {run.path}"
         )
-    if "copies" not in run.read_audit():
+    if "copies" not in audited:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
     _retrain(run, experiment, planned, verification.task(experiment), "Verify by retraining")
     found = verification.measure(run, experiment)
-    leaked = copies.positions(experiment, run.read_audit()["copies"])
+    leaked, scores = copies.positions(experiment, audited["copies"]), read_scores(run)
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
-        "detection": detection.summary(experiment.attacks, read_scores(run), found.success),
-        "leaks": detection.leaks(experiment.attacks, leaked, read_scores(run)["planted"]),
+        "detection": detection.summary(experiment.attacks, scores, found.success),
+        "leaks": detection.leaks(experiment.attacks, leaked, scores["planted"]),
     }
     run.replace_audit(**metrics)
     for caveat in caveats(run.read_audit()):

@@ -7,12 +7,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from datamodels.design import Listed
-from influence.arms import TRACE_STREAM, main_task, unit_size
+from influence.arms import TRACE_STREAM, main_task
 from influence.counterfactual import Interval, interval, share_interval
 from influence.experiment import Experiment
-from influence.retrains import Planned, beside
+from influence.retrains import Planned, beside, spec_of
 from influence.run import Run
-from training.arm import ArmSpec
 from training.errors import UserError
 from training.outputs import both, lead
 from training.sweep import Task
@@ -62,16 +61,8 @@ def planned(
     Those that judge have other seeds than those of the search, which chose what they judge.
     """
     numbers = np.arange(len(kept)) + (len(kept) if judging else 0)
-    config, design = experiment.config, Listed(kept, numbers)
-    spec = ArmSpec(
-        name=ARM,
-        members=len(kept),
-        groups=kept.shape[1],
-        unit=unit_size(config.sweep),
-        seed=config.audit.seed,
-        stream=TRACE_STREAM,
-        design=design.describe(),
-    )
+    design = Listed(kept, numbers)
+    spec = spec_of(experiment, ARM, TRACE_STREAM, design)
     ids = tuple(f"{at}:{kind}" for at in chosen.tolist() for kind in ("output", "lead"))
     return beside(run, experiment, spec, design, task(experiment, chosen).targets, ids)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from datamodels.estimates import Effects
 from influence import pattern, plots
-from influence.arms import group_name, masks_groups
+from influence.arms import group_name, masks_groups, positions_of
 from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
 from influence.copies import positions
@@ -202,9 +202,9 @@ def _with_patterns(experiment: Experiment, sets: Sequence[dict[str, Any]]) -> li
     found = _with_pictures(experiment, sets) or []
     if not _is_image(experiment):
         return found
-    inputs, ids = np.asarray(experiment.train.examples.inputs), experiment.train.ids
+    inputs, ids = np.asarray(experiment.train.examples.inputs), experiment.train.ids.tolist()
     for one in found:
-        rows = np.flatnonzero(np.isin(ids, one["examples"]))
+        rows = positions_of(ids, one["examples"])
         difference = pattern.common(inputs, rows).difference
         grey = np.clip(np.rint(GREY + difference / 2), 0, 255).astype(np.uint8)
         one["pattern"] = _picture(grey)
@@ -216,10 +216,10 @@ def _copies(experiment: Experiment, copies: Sequence[dict[str, Any]]) -> list[di
     shown = copies[:SHOWN_COPIES]
     if not _is_image(experiment):
         return list(shown)
-    inputs = np.asarray(experiment.targets.examples.inputs)
-    first = experiment.targets.clean.start
+    targets = experiment.targets.examples.take(experiment.targets.clean)
+    clean, train = np.asarray(targets.inputs), np.asarray(experiment.train.examples.inputs)
     return [
-        row | {"pictures": [_picture(inputs[first + target]), _picture(inputs[example])]}
+        row | {"pictures": [_picture(clean[target]), _picture(train[example])]}
         for row, (target, example) in zip(shown, positions(experiment, list(shown)), strict=True)
     ]
 
@@ -230,13 +230,12 @@ def _with_pictures(
     """Sets with pictures of their first examples; None where nothing was searched."""
     if sets is None:
         return None
-    inputs = np.asarray(experiment.train.examples.inputs)
-    order = np.argsort(experiment.train.ids)
+    inputs, ids = np.asarray(experiment.train.examples.inputs), experiment.train.ids.tolist()
     found = []
     for one in sets:
         shown = one["examples"][:SHOWN_OF_SET]
-        at = order[np.searchsorted(experiment.train.ids, shown, sorter=order)]
-        pictures = [_picture(inputs[row]) for row in at] if _is_image(experiment) else []
+        rows = positions_of(ids, shown)
+        pictures = [_picture(inputs[row]) for row in rows] if _is_image(experiment) else []
         found.append(one | {"shown": list(zip_longest(shown, pictures))})
     return found
 

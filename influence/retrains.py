@@ -6,6 +6,7 @@ import json
 from typing import NamedTuple
 
 from datamodels.design import Listed
+from influence.arms import unit_size
 from influence.banks import bank_location, new_manifest
 from influence.experiment import Experiment
 from influence.run import Run
@@ -27,6 +28,20 @@ class Planned(NamedTuple):
         """The bank's only one."""
         (arm,) = self.bank.arms.values()
         return arm
+
+
+def spec_of(experiment: Experiment, name: str, stream: int, design: Listed) -> ArmSpec:
+    """The arm of listed masks over the training examples."""
+    config, masks = experiment.config, design.listed
+    return ArmSpec(
+        name=name,
+        members=len(masks),
+        groups=masks.shape[1],
+        unit=unit_size(config.sweep),
+        seed=config.audit.seed,
+        stream=stream,
+        design=design.describe(),
+    )
 
 
 def beside(

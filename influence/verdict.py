@@ -26,7 +26,7 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
 from influence import calibration
-from influence.counterfactual import Interval, interval, random_like
+from influence.counterfactual import Interval, interval, random_like, share_positive
 
 LEVEL = 0.05
 """False discoveries among suspects, and probability of any among sets."""
@@ -231,9 +231,7 @@ def _given(margins: Float[np.ndarray, "m t"], cells: int, without: int) -> Float
     """The share of inputs given the class, by models that saw what is left out in a cell, and by
     those that did not; by seed."""
     parts = np.split(margins, cells)
-    inputs = max(margins.shape[1], 1)
-    share = [np.where(np.isnan(p).any(1), np.nan, (p > 0).sum(1) / inputs) for p in parts]
-    return np.stack([share[0], share[without]])
+    return np.stack([share_positive(parts[0]), share_positive(parts[without])])
 
 
 def _judge_set(

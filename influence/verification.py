@@ -15,15 +15,13 @@ from influence.arms import (
     fresh_masks,
     main_task,
     mask_columns,
-    unit_size,
 )
 from influence.artifacts import load_datamodel, read_scores
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
 from influence.members import target_blocks
-from influence.retrains import Planned, beside
+from influence.retrains import Planned, beside, spec_of
 from influence.run import Run
-from training.arm import ArmSpec
 from training.errors import UserError
 from training.examples import Examples, concatenate
 from training.outputs import both, lead
@@ -81,25 +79,16 @@ def _contexts(experiment: Experiment) -> dict[str, Bool[np.ndarray, "s n"]]:
 
 def planned(run: Run, experiment: Experiment) -> Planned:
     """The retrains that check the current verdicts and flags, and the bank that they go to."""
-    config, scores = experiment.config, read_scores(run)
-    flagged = scores["flagged"]
+    scores = read_scores(run)
     design = counterfactual.plan(
         np.asarray(experiment.train.examples.labels),
         scores["status"] == "confirmed",
-        flagged,
+        scores["flagged"],
         _contexts(experiment),
-        config.audit.seed,
+        experiment.config.audit.seed,
     )
     inputs = task(experiment).targets
-    spec = ArmSpec(
-        name=ARM,
-        members=len(design.listed),
-        groups=len(flagged),
-        unit=unit_size(config.sweep),
-        seed=config.audit.seed,
-        stream=VERIFICATION_STREAM,
-        design=design.describe(),
-    )
+    spec = spec_of(experiment, ARM, VERIFICATION_STREAM, design)
     ids = tuple(f"{number}:{kind}" for number in range(len(inputs)) for kind in ("output", "lead"))
     return beside(run, experiment, spec, design, inputs, ids)
 
@@ -128,7 +117,7 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0], contexts)
     weights, removed = load_datamodel(run).weights, _removed(run, experiment)
     predicted = [-removed @ weights(block) for block in target_blocks(kept)]
-    right = counterfactual.by_cell(_share_right(leads["clean"]), contexts)
+    right = counterfactual.by_cell(counterfactual.share_positive(leads["clean"]), contexts)
     return Verification(
         _share_correct(leads["clean"], contexts),
         counterfactual.interval(right["after"] - right["before"]),
@@ -147,16 +136,11 @@ def _removed(run: Run, experiment: Experiment) -> Float[np.ndarray, " g"]:
 
 def _share_correct(leads: Float[np.ndarray, "m k"], contexts: Sequence[str]) -> dict[str, Interval]:
     """Per cell, the share of inputs that get their label, over seeds."""
-    cells = counterfactual.by_cell(_share_right(leads), contexts)
+    cells = counterfactual.by_cell(counterfactual.share_positive(leads), contexts)
     inputs = leads.shape[1]
     return {
         cell: counterfactual.share_interval(per_seed, inputs) for cell, per_seed in cells.items()
     }
-
-
-def _share_right(leads: Float[np.ndarray, "m k"]) -> Float[np.ndarray, " m"]:
-    """Of each member, the share of inputs that get their label; NaN where it is not finite."""
-    return np.where(np.isnan(leads).any(1), np.nan, (leads > 0).mean(1))
 
 
 def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def kinds(seed):
     """Images of six kinds, each a shape of its own with some noise."""
     rng = np.random.default_rng(seed)
     shapes = rng.integers(0, 256, (6, *SHAPE[1:])) * (rng.random((6, *SHAPE[1:])) < 0.4)
-    labels = rng.integers(0, 6, len(np.empty(SHAPE[0])))
+    labels = rng.integers(0, 6, SHAPE[0])
     noise = rng.normal(0, 25, SHAPE)
     return np.clip(shapes[labels] + noise, 0, 255).astype(np.uint8), labels
 

@@ -117,6 +117,7 @@ ALLOWED = {
     "fit.folds": "3",
     "fit.choice": "one_se",
     "fit.joint_targets": "1",
+    "audit.protocol": "blind",
     "audit.budget": "0.2",
     "audit.seeds": "5",
     "audit.seed": "1",
