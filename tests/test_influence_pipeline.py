@@ -297,12 +297,13 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
 def test_the_report_stands_alone_and_shows_the_flagged(finished):
     page = (finished / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    assert "<script" not in page
-    assert page.count('<img class="example"') == 20
+    assert not re.search(r"url\((?!data:|#)", page)
     scores = pq.read_table(finished / "scores.parquet").to_pydict()
-    first = scores["id"][scores["rank"].index(1)]
     table = page[page.index('id="suspicious"') :]
-    assert table.index(f'alt="example {first}"') == table.index('alt="example')
+    shown = re.findall(r'<td class="id" data-value="(\d+)"', table)
+    assert [int(id) for id in shown[:20]] == [
+        scores["id"][scores["rank"].index(rank)] for rank in range(1, 21)
+    ]
 
 
 def test_diverged_members_are_refused_with_a_remedy(tmp_path, capsys):

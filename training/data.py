@@ -96,15 +96,7 @@ def load(config: DataConfig, spare_rows: int = 0, group_column: str = "") -> Spl
         UserError: a source, split, column, id or value that is missing or unfit; the message
             names the config key, what was seen and the remedy.
     """
-    splits = load_source(config.source, config.folder)
-    train_name = _train_split(config, splits)
-    dataset = splits[train_name]
-    boundary = None
-    if config.target_split:
-        _check_name("data.target_split", config.target_split, list(splits), "split")
-    if config.target_split not in ("", train_name):
-        boundary = len(dataset)
-        dataset = _append(dataset, splits[config.target_split])
+    dataset, boundary = _all_rows(config)
     _check_name("data.label", config.label, dataset.column_names, "column")
     if group_column:
         _check_name("groups.column", group_column, dataset.column_names, "column")
@@ -131,6 +123,28 @@ def load_rows(config: DataConfig) -> datasets.Dataset:
     """
     splits = load_source(config.source, config.folder)
     return splits[_train_split(config, splits)]
+
+
+def load_texts(config: DataConfig, ids: Int64[np.ndarray, " n"]) -> list[str]:
+    """The texts of some examples, of data whose inputs are texts.
+
+    Raises:
+        UserError: as `load`.
+    """
+    dataset, _ = _all_rows(config)
+    return dataset.select(ids).with_format(None)[first_input(config, dataset, "")][:]
+
+
+def _all_rows(config: DataConfig) -> tuple[datasets.Dataset, int | None]:
+    """All rows, whose numbers are the ids, and the first that only targets are taken from."""
+    splits = load_source(config.source, config.folder)
+    train_name = _train_split(config, splits)
+    dataset = splits[train_name]
+    if config.target_split:
+        _check_name("data.target_split", config.target_split, list(splits), "split")
+    if config.target_split in ("", train_name):
+        return dataset, None
+    return _append(dataset, splits[config.target_split]), len(dataset)
 
 
 def first_input(config: DataConfig, dataset: datasets.Dataset, group_column: str) -> str:
