@@ -165,25 +165,45 @@ def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndar
     return total / count if count else np.full(groups, np.nan)
 
 
-def suspect(scores: Scores, support: Float[np.ndarray, " n"]) -> Suspicion:
-    """Rank the examples by their most suspicious evidence.
+def suspect(scores: Scores) -> Suspicion:
+    """Rank the examples by their most suspicious evidence in the bank.
 
     Blind evidence is a low out-of-bag output (the others contradict the label), a high
     memorisation (nothing else supports it), and support by a few others, but by nothing that is
     clean. The incident adds a high weight on the bad predictions.
+    """
+    blind = [-scores.out_of_bag, scores.memorisation]
+    if (scores.hidden_support > 0).any():
+        blind.append(np.where(scores.hidden_support > 0, scores.hidden_support, np.nan))
+    return Suspicion(best_rank(blind), _with_incident(blind, scores))
+
+
+def suspect_judged(
+    scores: Scores, support: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " n"]
+) -> Suspicion:
+    """Rank the examples by what retraining showed.
+
+    Confirmed sets come first. The others are ranked by their output in models that did not train
+    on them: out of bag, where half of what is like them is mostly there, and without any suspect;
+    added, as what one of the two says alone may be by chance.
 
     Args:
         scores: of the bank.
-        support: of examples by others of a hidden set, not above 0 or NaN for all others: as the
-            weights show it (`Scores.hidden_support`), or as retraining does.
+        support: what its set does for each example of a confirmed one; NaN for all others.
+        held_out: output in models trained without any suspect, in the unit of the scores; NaN
+            where it is not known.
     """
-    blind = [-scores.out_of_bag, scores.memorisation]
-    hidden = np.where(support > 0, support, np.nan)
-    if np.isfinite(hidden).any():
-        blind.append(hidden)
+    unseen = scores.out_of_bag + np.where(np.isfinite(held_out), held_out, scores.out_of_bag)
+    blind = rank_of(np.lexsort((unseen, np.where(np.isfinite(support), -support, np.inf))))
+    return Suspicion(blind, _with_incident([-blind.astype(float)], scores))
+
+
+def _with_incident(
+    blind: list[Float[np.ndarray, " n"]], scores: Scores
+) -> Int[np.ndarray, " n"] | None:
     if np.isnan(scores.incident_weight).all():
-        return Suspicion(best_rank(blind), None)
-    return Suspicion(best_rank(blind), best_rank([*blind, scores.incident_weight]))
+        return None
+    return best_rank([*blind, scores.incident_weight])
 
 
 def best_rank(evidence: list[Float[np.ndarray, " n"]]) -> Int[np.ndarray, " n"]:

@@ -43,7 +43,7 @@ from influence.artifacts import (
     save_scores,
     save_trace,
 )
-from influence.audit import Scores, flag, score, suspect
+from influence.audit import Scores, flag, score, suspect, suspect_judged
 from influence.banks import bank_location, check_same, find_bank, join_bank, make_bank
 from influence.caveats import caveats
 from influence.cleaning import write_cleaned
@@ -257,7 +257,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         hidden,
         experiment.higher_is_better,
     )
-    suspicion = suspect(scores, scores.hidden_support)
+    suspicion = suspect(scores)
     flagged = flag(suspicion.rank(experiment.protocol), config.audit.budget)
     save_scores(run, experiment, scores, suspicion, flagged)
     run.replace_audit(
@@ -306,7 +306,9 @@ def _judge(run: Run, experiment: Experiment) -> None:
     _retrain(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
     verdicts = judging.measure(planned, trial)
     scores = Scores(**{name: columns[name] for name in Scores._fields})
-    suspicion = suspect(scores, verdicts.support)
+    margin = verdicts.examples.margin
+    known = margin if experiment.config.sweep.output == "margin" else np.full_like(margin, np.nan)
+    suspicion = suspect_judged(scores, verdicts.support, known)
     save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
     summary = judging.described(experiment, verdicts)
     run.replace_audit(**audit | {"verdict": summary})

@@ -14,7 +14,7 @@ from datamodels import Effects
 from datamodels.bootstrap import resample_together
 from influence import attribution, counterfactual, hidden_support, members, quality
 from influence.arms import Arms
-from influence.audit import Scores, best_rank, flag, score, suspect
+from influence.audit import Scores, best_rank, flag, score, suspect, suspect_judged
 from influence.caveats import caveats
 from influence.config import FitConfig
 from influence.counterfactual import cell_names, context_cells
@@ -67,9 +67,7 @@ def make_scores(incident):
 
 
 def test_the_blind_rank_never_sees_the_incident():
-    no_support = np.zeros(20)
-    with_incident = suspect(make_scores(True), no_support)
-    without = suspect(make_scores(False), no_support)
+    with_incident, without = suspect(make_scores(True)), suspect(make_scores(False))
     np.testing.assert_array_equal(with_incident.blind, without.blind)
     assert without.incident is None
     assert (with_incident.incident != with_incident.blind).any()
@@ -88,7 +86,27 @@ def test_every_kind_of_evidence_is_suspicious_by_itself():
         column = np.zeros(5)
         column[3] = value
         scores = quiet._replace(**{field: column})
-        assert suspect(scores, scores.hidden_support).rank("incident")[3] == 1
+        assert suspect(scores).rank("incident")[3] == 1
+
+
+def test_what_retraining_showed_ranks_confirmed_sets_first_and_then_by_unseen_outputs():
+    scores = make_scores(True)
+    support, held_out = np.full(20, np.nan), np.full(20, np.nan)
+    support[[4, 7]] = 1.0, 2.5
+    held_out[[2, 9]] = -30.0, 30.0
+    found = suspect_judged(scores, support, held_out)
+    assert found.blind[[7, 4]].tolist() == [1, 2]
+    assert found.blind[2] == 3  # what is alone with a low output is next
+    others = [row for row in range(20) if row not in (2, 4, 7, 9)]
+    by_rank = sorted(others, key=lambda row: found.blind[row])
+    assert by_rank == sorted(others, key=lambda row: scores.out_of_bag[row])
+    assert found.blind[9] == 20
+    np.testing.assert_array_equal(
+        found.incident, best_rank([-found.blind.astype(float), scores.incident_weight])
+    )
+    without = suspect_judged(make_scores(False), support, held_out)
+    np.testing.assert_array_equal(without.blind, found.blind)
+    assert without.incident is None
 
 
 def test_a_loss_is_negated_so_that_scores_read_the_same():
@@ -173,8 +191,11 @@ def test_of_two_triggers_the_incident_is_the_first_ones_alone():
 
 
 def test_where_nothing_was_searched_the_rest_of_the_evidence_ranks():
+    quiet, missing = (
+        suspect(make_scores(False)._replace(hidden_support=np.full(20, support))).blind
+        for support in (0.0, np.nan)
+    )
     scores = make_scores(False)
-    quiet, missing = (suspect(scores, np.full(20, support)).blind for support in (0.0, np.nan))
     np.testing.assert_array_equal(quiet, missing)
     np.testing.assert_array_equal(missing, best_rank([-scores.out_of_bag, scores.memorisation]))
 
