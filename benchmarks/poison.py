@@ -150,7 +150,9 @@ def traces(run: Any, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
     weights, columns = load_datamodel(run).weights, mask_columns(experiment)
     incident = experiment.targets.incident
     return [
-        trace(weights, experiment.targets, columns, np.array([at]), True).rank()[columns]
+        trace(weights, experiment.targets, columns, np.array([at]), np.array([True]), True).rank()[
+            columns
+        ]
         for at in range(incident.start, incident.stop)
     ]
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from datamodels.additive import AdditiveDatamodel, FitDiagnostics
 from datamodels.estimates import Effects
-from influence.audit import Scores, Suspicion
+from influence.audit import Scores, Suspicion, redundant
 from influence.experiment import Experiment, Targets
 from influence.quality import Found, Quality, found_in
 from influence.run import Run
@@ -219,6 +219,7 @@ def save_scores(
         "suspicion": 1 - (rank - 1) / len(flagged),
         "rank": rank,
         "flagged": flagged,
+        "redundant": redundant(scores, flagged),
         **_verdict_columns(flagged, verdicts),
         "planted": planted,
     }

@@ -4,7 +4,7 @@ Nothing here sees the truth about planted poison.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,13 @@ import datamodels
 from datamodels.estimates import Effects
 from influence.experiment import Targets
 from influence.members import Members, target_blocks
+
+FOUND = 0.1
+"""The false discovery rate at which an example is said to lower the clean targets."""
+LISTED = 100
+"""Of those, at most; all are in scores.parquet."""
+REDUNDANT = 0.5
+"""Share of the examples that are left out to see whether the others replace them."""
 
 
 class Scores(NamedTuple):
@@ -39,6 +46,8 @@ class Scores(NamedTuple):
     """Effect of its group on the mean output of the clean targets, not shrunk as weights are."""
     clean_effect_error: Float[np.ndarray, " n"]
     """Standard error of `clean_effect`."""
+    clean_q: Float[np.ndarray, " n"]
+    """The smallest false discovery rate at which its group is found to affect them."""
     incident_effect: Float[np.ndarray, " n"]
     """The same on the mean output of the incident. NaN without one."""
     incident_effect_error: Float[np.ndarray, " n"]
@@ -100,6 +109,7 @@ def score(
     out_of_bag, error, memorisation, memorisation_error, self_weight = (
         np.concatenate(parts) for parts in zip(*own, strict=True)
     )
+    q_values = _q_values(mean_effects)
     return Scores(
         out_of_bag,
         error,
@@ -110,9 +120,10 @@ def score(
         sign * _mean_weight(weights, targets.incident, groups)[group_of],
         sign * mean_effects.estimate[group_of, 0],
         mean_effects.standard_error[group_of, 0],
+        q_values[group_of, 0],
         sign * mean_effects.estimate[group_of, 1],
         mean_effects.standard_error[group_of, 1],
-        _q_values(mean_effects)[group_of, 1],
+        q_values[group_of, 1],
         np.full(len(group_of), np.nan) if hidden is None else hidden.score[group_of],
     )
 
@@ -231,3 +242,35 @@ def flag(rank: Int[np.ndarray, " n"], budget: float) -> Bool[np.ndarray, " n"]:
 def _places(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """1 for the highest value, NaN last; equal values share the mean of their places."""
     return rankdata(np.where(np.isnan(values), np.inf, -values))
+
+
+def lowering(scores: Scores, ids: Int[np.ndarray, " n"]) -> dict[str, Any]:
+    """The `lowering` of audit.json: examples that are found to lower the clean targets' outputs.
+
+    How many, at a false discovery rate of `FOUND`, and the first `LISTED`, which lower them most.
+    """
+    rows = np.flatnonzero((scores.clean_q <= FOUND) & (scores.clean_effect < 0))
+    rows = rows[np.argsort(scores.clean_effect[rows], kind="stable")]
+    listed = [
+        {
+            "example": int(ids[row]),
+            "effect": float(scores.clean_effect[row]),
+            "error": float(scores.clean_effect_error[row]),
+            "q": float(scores.clean_q[row]),
+        }
+        for row in rows[:LISTED].tolist()
+    ]
+    return {"found": len(rows), "examples": listed}
+
+
+def redundant(scores: Scores, flagged: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """The half of the examples that others replace best, so that it might be left out.
+
+    Those that are memorised least: models that did not train on them do as well on them. None that
+    is flagged.
+    """
+    memorised = np.where(flagged | np.isnan(scores.memorisation), np.inf, scores.memorisation)
+    first = np.argsort(memorised, kind="stable")[: round(REDUNDANT * len(memorised))]
+    found = np.zeros(len(memorised), bool)
+    found[first] = np.isfinite(memorised[first])
+    return found

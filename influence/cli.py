@@ -42,8 +42,10 @@ on a run directory RUN, each stage alone:
   refine RUN [--members N] [--dry-run]
                                    split the groups that act together, and retrain with the parts
                                    kept and dropped; --dry-run: only say which, and how often
-  trace RUN --targets ID ...|FILE  which training examples made these bad predictions, and how few
-                                   have to go: found by bisection, each time retrained
+  trace RUN --targets ID ...|FILE [--flip]
+                                   which training examples made these bad predictions, and how few
+                                   have to go: found by bisection, each time retrained; --flip: of
+                                   right predictions, how few have to go until they are wrong
   report RUN                       write report.html
   clean RUN --out FILE.parquet     the data without the examples that are confirmed to spoil it, and
                                    FILE_removed.csv: why each went
@@ -334,7 +336,7 @@ def _refine(words: list[str]) -> int:
 def _trace(words: list[str]) -> int:
     parser = _Parser(
         "accomplice trace",
-        usage="accomplice trace RUN --targets ID ...|FILE",
+        usage="accomplice trace RUN --targets ID ...|FILE [--flip]",
         description="Rank the training examples by how far they are behind some bad predictions, "
         "and retrain without the first of them to find how few have to go.",
     )
@@ -346,10 +348,15 @@ def _trace(words: list[str]) -> int:
         required=True,
         help="ids of targets of the run (incident:12, clean:750), or a file of them, one a line",
     )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="of clean targets, end the right predictions: how brittle they are",
+    )
     options = parser.parse_args(words)
     pipeline = _start()
     run, experiment, _ = pipeline.load_experiment(options.run)
-    print(pipeline.trace_stage(run, experiment, options.targets))
+    print(pipeline.trace_stage(run, experiment, options.targets, flip=options.flip))
     return 0
 
 

@@ -17,9 +17,12 @@ before         every example kept
 after          all but the confirmed
 after_random   all but as many random ones of the same labels, drawn anew for each seed
 
-and, for the change that a datamodel predicts, WITHOUT_FLAGGED and for each design two more
-(`context_cells`): the others as the design keeps them, the flagged all kept, or all dropped.
+then THINNED: all but the redundant half, and all but as many random ones of the same labels, drawn
+anew for each seed; and, for the change that a datamodel predicts, WITHOUT_FLAGGED and for each
+design two more (`context_cells`): the others as the design keeps them, the flagged all kept, or all
+dropped.
 """
+THINNED = ("thinned", "thinned_random")
 WITHOUT_FLAGGED = "without flagged"
 """The cell of all but the flagged."""
 
@@ -36,6 +39,7 @@ def cell_names(contexts: Sequence[str]) -> list[str]:
     """All cells, in their order."""
     return [
         *COMPARED,
+        *THINNED,
         WITHOUT_FLAGGED,
         *(cell for context in contexts for cell in context_cells(context)),
     ]
@@ -84,6 +88,7 @@ def random_like(
 def plan(
     labels: Int[np.ndarray, " n"],
     confirmed: Bool[np.ndarray, " n"],
+    redundant: Bool[np.ndarray, " n"],
     flagged: Bool[np.ndarray, " n"],
     contexts: Mapping[str, Bool[np.ndarray, "s n"]],
     seed: int,
@@ -93,6 +98,7 @@ def plan(
     Args:
         labels: of all examples.
         confirmed: the examples that a user removes.
+        redundant: those that the others replace.
         flagged: those whose removal is predicted.
         contexts: by name, examples kept with each seed.
         seed: decides the random removals.
@@ -103,6 +109,8 @@ def plan(
         "before": everything,
         "after": everything & ~confirmed,
         "after_random": ~random_like(labels, confirmed, seeds, (seed, 2)),
+        "thinned": everything & ~redundant,
+        "thinned_random": ~random_like(labels, redundant, seeds, (seed, 4)),
         WITHOUT_FLAGGED: everything & ~flagged,
     }
     for name, kept in contexts.items():

@@ -25,6 +25,7 @@ from influence import (
     quality,
     refinement,
     removal,
+    subpopulations,
     tracing,
     verification,
 )
@@ -43,7 +44,7 @@ from influence.artifacts import (
     save_scores,
     save_trace,
 )
-from influence.audit import Scores, flag, score, suspect, suspect_judged
+from influence.audit import Scores, flag, lowering, redundant, score, suspect, suspect_judged
 from influence.banks import bank_location, check_same, find_bank, join_bank, make_bank
 from influence.caveats import caveats
 from influence.cleaning import write_cleaned
@@ -267,6 +268,9 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         examples=len(experiment.train),
         hidden_sets=hidden_support.described(experiment, hidden),
         copies=copies.search(experiment, model.weights),
+        redundant=int(redundant(scores, flagged).sum()),
+        lowering=lowering(scores, experiment.train.ids),
+        subpopulations=subpopulations.described(experiment, model.weights),
     )
 
 
@@ -281,7 +285,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
         raise UserError(
             f"the scores are older than the fit; run first: accomplice audit {run.path}"
         )
-    if "copies" not in audited:
+    if "redundant" not in audited:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
@@ -428,13 +432,16 @@ def verify_joint_stage(run: Run, experiment: Experiment) -> None:
     say(f"{confirmed} of {len(verified)} joint effects are confirmed by retraining")
 
 
-def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
-    """Rank what is behind some bad predictions, and find by retraining how few have to go.
+def trace_stage(
+    run: Run, experiment: Experiment, named: Sequence[str], *, flip: bool = False
+) -> str:
+    """Rank what is behind some predictions, and find by retraining how few have to go.
 
     Args:
         run: that was fitted.
         experiment: of the run.
         named: ids of the targets, or a file of them.
+        flip: of clean targets the right predictions are to end, in place of the bad ones.
 
     Returns:
         What was found.
@@ -448,14 +455,17 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
     model = load_datamodel(run)
     if len(model.intercept) != len(targets):
         raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
-    traced = tracing.trace(model.weights, targets, columns, chosen, experiment.higher_is_better)
-    order, label_is_bad = traced.order(), tracing.label_is_bad(targets, chosen)
+    to_end = tracing.label_is_bad(targets, chosen) | flip
+    traced = tracing.trace(
+        model.weights, targets, columns, chosen, to_end, experiment.higher_is_better
+    )
+    order = traced.order()
 
     def without(removed: Bool[np.ndarray, "s n"], *, judging: bool) -> removal.Removal:
         planned = removal.planned(run, experiment, chosen, ~removed, judging=judging)
         title = f"Retrain, left out: {int(removed[0].sum()):,}"
         _retrain(run, experiment, planned, removal.task(experiment, chosen), title)
-        return removal.measure(planned, label_is_bad)
+        return removal.measure(planned, to_end)
 
     def first(count: int) -> Bool[np.ndarray, "s n"]:
         return np.tile(np.isin(columns, order[:count]), (audit.seeds, 1))
@@ -473,6 +483,7 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
     )
     summary = {
         "targets": [targets.ids[at] for at in chosen],
+        "flip": flip,
         "smallest": count,
         "most": most,
         "removed": experiment.train.ids[removed[0]].tolist(),
@@ -484,6 +495,10 @@ def trace_stage(run: Run, experiment: Experiment, named: Sequence[str]) -> str:
         },
         "seeds": audit.seeds,
     }
+    if experiment.config.sweep.output == "margin":
+        rows = tracing.rows_of(model.weights, chosen)
+        kept = model.intercept[chosen] + rows.sum(1)
+        summary["predicted"] = removal.predicted(kept, rows[:, order], to_end, most)
     save_trace(run, experiment, traced, columns, summary)
     return removal.said(summary)
 
@@ -505,7 +520,7 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     metrics = run.read_audit()
     if "verify" not in metrics or "verdict" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
-    if "copies" not in metrics:
+    if "redundant" not in metrics:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     found = verification.measure(run, experiment)
     write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)

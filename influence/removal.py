@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from datamodels.design import Listed
 from influence.arms import TRACE_STREAM, main_task
@@ -29,13 +29,13 @@ class Removal(NamedTuple):
     """Predictions with some examples left out."""
 
     bad: Interval
-    """Share of the predictions that are bad."""
+    """Share of the predictions that are as they are to end: bad, or to be flipped."""
     output: Interval
     """The mean output of the targets, as the run has it."""
 
     @property
     def still_bad(self) -> bool:
-        """Whether most predictions are bad."""
+        """Whether most predictions are."""
         return self.bad[0] >= STILL_BAD
 
 
@@ -67,12 +67,12 @@ def planned(
     return beside(run, experiment, spec, design, task(experiment, chosen).targets, ids)
 
 
-def measure(plan: Planned, label_is_bad: Bool[np.ndarray, " t"]) -> Removal:
+def measure(plan: Planned, to_end: Bool[np.ndarray, " t"]) -> Removal:
     """What the retrains show.
 
     Args:
         plan: of retrains that were made.
-        label_is_bad: of each target; else its label is the right prediction.
+        to_end: of each target, whether its label is the prediction in question; else any other is.
 
     Raises:
         UserError: fewer than two of them are finite.
@@ -84,7 +84,7 @@ def measure(plan: Planned, label_is_bad: Bool[np.ndarray, " t"]) -> Removal:
             "sweep into another --out"
         )
     values = rows.outputs[rows.usable].reshape(int(rows.usable.sum()), -1, 2)
-    bad = (values[..., 1] > 0) == label_is_bad[None]
+    bad = (values[..., 1] > 0) == to_end[None]
     return Removal(share_interval(bad.mean(1), len(bad)), interval(values[..., 0].mean(1)))
 
 
@@ -112,29 +112,61 @@ def smallest(still_bad: Callable[[int], bool], most: int) -> int | None:
     return high
 
 
+def predicted(
+    kept: Float[np.ndarray, " t"],
+    rows: Float[np.ndarray, "t g"],
+    to_end: Bool[np.ndarray, " t"],
+    most: int,
+) -> int | None:
+    """How many removals would end most of the predictions, were effects to add up.
+
+    Args:
+        kept: margin of every target with all groups kept, as its datamodel has it.
+        rows: weights of the groups on the targets, in the order in which they go.
+        to_end: as for `measure`.
+        most: to try.
+
+    Returns:
+        None where even the most would not.
+    """
+    gone = np.cumsum(np.concatenate([np.zeros((len(rows), 1)), rows[:, :most]], axis=1), axis=1)
+    still = ((kept[:, None] - gone > 0) == to_end[:, None]).mean(0) >= STILL_BAD
+    return None if still.all() else int(still.argmin())
+
+
 def said(summary: dict[str, Any]) -> str:
     """What came of a trace, as a few lines.
 
     Args:
         summary: of trace.json.
     """
-    bad, removed = summary["bad"], len(summary["removed"])
+    bad, removed, flip = summary["bad"], len(summary["removed"]), summary["flip"]
     before, after, random = (
         f"{100 * bad[cell][0]:.0f} %" for cell in ("before", "after", "after_random")
     )
+    what = "right" if flip else "bad"
     if summary["smallest"] == 0:
         return (
-            f"Trained on everything, {before} of the predictions are bad, fewer than half: there "
-            f"is nothing to end. The ranking is in trace.parquet"
+            f"Trained on everything, {before} of the predictions are {what}, fewer than half: "
+            f"there is nothing to {'flip' if flip else 'end'}. The ranking is in trace.parquet"
         )
     shown = ", ".join(map(str, summary["removed"][:SHOWN]))
     more = f" and {removed - SHOWN:,} more" if removed > SHOWN else ""
+    which = f"most of the {what} predictions"
     if summary["smallest"] is None:
-        head = f"No removal of up to {summary['most']:,} groups ends most of the bad predictions"
+        head = f"No removal of up to {summary['most']:,} groups ends {which}"
     else:
-        head = f"Without {removed:,} examples most of the bad predictions end"
+        head = f"Without {removed:,} example{'s' if removed > 1 else ''} {which} end"
     return (
-        f"{head}. With fresh seeds ({summary['seeds']}): bad are {before} with all, {after} "
-        f"without these, {random} without as many random ones of the same labels\n"
-        f"They are {shown}{more}; the ranking is in trace.parquet"
+        f"{head}{_foretold(summary)}. With fresh seeds ({summary['seeds']}): {what} are {before} "
+        f"with all, {after} without these, {random} without as many random ones of the same labels"
+        f"\nThey are {shown}{more}; the ranking is in trace.parquet"
     )
+
+
+def _foretold(summary: dict[str, Any]) -> str:
+    if "predicted" not in summary:
+        return ""
+    if summary["predicted"] is None:
+        return f"; added up, the weights of up to {summary['most']:,} would not"
+    return f"; added up, weights foretold {summary['predicted']:,} groups"

@@ -89,6 +89,8 @@ def write_report(
         hidden_sets=_with_looks(experiment, looks, metrics["hidden_sets"]),
         verdict_sets=_with_patterns(experiment, looks, metrics["verdict"]["sets"]),
         copies=_copies(experiment, looks, metrics["copies"]),
+        lowering=_lowering(experiment, looks, metrics["lowering"]["examples"]),
+        subpopulations=_subpopulations(experiment, looks, metrics["subpopulations"]),
         has_pictures=looks.pictured,
         over_groups=masks_groups(experiment),
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
@@ -172,6 +174,39 @@ def _copies(
     return [
         row | {"pictures": [looks.picture(first + target), looks.picture(example)]}
         for row, (target, example) in zip(shown, positions(experiment, list(shown)), strict=True)
+    ]
+
+
+def _lowering(
+    experiment: Experiment, looks: Looks, found: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The first of the examples that lower clean targets, with how they look."""
+    shown, ids = found[:SHOWN_OF_SET], experiment.train.ids.tolist()
+    rows = positions_of(ids, [one["example"] for one in shown]).tolist()
+    return [
+        one | {"picture": looks.picture(row), "text": looks.text(row)}
+        for one, row in zip(shown, rows, strict=True)
+    ]
+
+
+def _subpopulations(
+    experiment: Experiment, looks: Looks, found: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The kinds of examples, with how the first of their examples and targets look."""
+
+    def seen(ids: Sequence[str]) -> list[tuple[str, str, str]]:
+        rows = positions_of(experiment.targets.ids, ids).tolist()
+        return [
+            (id, looks.picture(row), looks.text(row)) for id, row in zip(ids, rows, strict=True)
+        ]
+
+    return [
+        one
+        | {
+            "shown": seen([f"train:{id}" for id in one["examples"]]),
+            "helped": seen(one["targets"]),
+        }
+        for one in found
     ]
 
 

@@ -36,6 +36,8 @@ class TermPart(NamedTuple):
     groups: list[GroupPart]
     curve: str
     """Points of a line in a box of 60 by 24: the output with none, one, ... all kept."""
+    alike: list[str]
+    """Other targets that a set acts on in the same way which is mostly of the same groups."""
 
     @property
     def joint(self) -> tuple[float, float, float]:
@@ -81,7 +83,12 @@ def term_parts(experiment: Experiment, looks: Looks, rows: Sequence[TermRow]) ->
         rows: the terms, by level the surest first.
     """
     return [
-        TermPart(row, [_group(experiment, looks, level, group) for group in row.groups], curve(row))
+        TermPart(
+            row,
+            [_group(experiment, looks, level, group) for group in row.groups],
+            curve(row),
+            alike(row, rows),
+        )
         for level in reversed(levels(experiment))
         for row in [row for row in rows if row.level == level.name][:SHOWN]
     ]
@@ -93,6 +100,20 @@ def _group(experiment: Experiment, looks: Looks, level: Level, group: int) -> Gr
     return GroupPart(
         name_of(experiment, level, group), [(int(ids[row]), looks.picture(row)) for row in rows]
     )
+
+
+def alike(row: TermRow, rows: Sequence[TermRow]) -> list[str]:
+    """Other targets with a set of its kind that pushes them the same way, half of it the same."""
+    found = {
+        other.target: None
+        for other in rows
+        if other.level == row.level
+        and other.target != row.target
+        and other.kind == row.kind
+        and (other.group_effect > 0) == (row.group_effect > 0)
+        and 2 * len(set(other.groups) & set(row.groups)) >= max(other.order, row.order)
+    }
+    return list(found)
 
 
 def curve(row: TermRow) -> str:

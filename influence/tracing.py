@@ -80,29 +80,36 @@ def label_is_bad(targets: Targets, chosen: Int[np.ndarray, " t"]) -> Bool[np.nda
     return (chosen >= targets.incident.start) & (chosen < targets.incident.stop)
 
 
+def rows_of(weights: Weights, chosen: Int[np.ndarray, " t"]) -> Float[np.ndarray, "t g"]:
+    """The weights of all groups on single targets."""
+    return np.stack([weights(slice(at, at + 1))[:, 0] for at in chosen.tolist()])
+
+
 def trace(
     weights: Weights,
     targets: Targets,
     group_of: Int[np.ndarray, " n"],
     chosen: Int[np.ndarray, " t"],
+    to_end: Bool[np.ndarray, " t"],
     higher_is_better: bool,
 ) -> Traced:
-    """How far each group is behind some bad predictions.
+    """How far each group is behind some predictions.
 
     Args:
         weights: datamodel weights of some targets.
         targets: of the run.
         group_of: the mask's column of each training example.
-        chosen: the targets with the bad predictions.
+        chosen: the targets with those predictions.
+        to_end: of each, whether its label is the prediction in question (`label_is_bad`, or a right
+            one that is to be flipped); else it is any other.
         higher_is_better: False for an output such as the loss.
     """
-    rows = np.stack([weights(slice(at, at + 1))[:, 0] for at in chosen.tolist()])
-    raises_bad = label_is_bad(targets, chosen) == higher_is_better
-    drive = (np.where(raises_bad, 1, -1)[:, None] * rows).mean(0)
+    raises = to_end == higher_is_better
+    drive = (np.where(raises, 1, -1)[:, None] * rows_of(weights, chosen)).mean(0)
     backing = np.zeros(len(drive))
     if len(drive) <= MOST_SEARCHED:
         positive, labels = np.maximum(drive, 0), majority_labels(targets, group_of)
-        driving = labels == _driving_class(targets, chosen, positive, labels)
+        driving = labels == _driving_class(targets, chosen, to_end, positive, labels)
         weight = on_each_other(weights, targets, group_of, higher_is_better)
         backing = OWN * positive * np.maximum(np.diag(weight), 0)
         within = weight[np.ix_(driving, driving)]
@@ -114,15 +121,16 @@ def trace(
 def _driving_class(
     targets: Targets,
     chosen: Int[np.ndarray, " t"],
+    to_end: Bool[np.ndarray, " t"],
     drive: Float[np.ndarray, " g"],
     labels: Int[np.ndarray, " g"],
 ) -> int:
-    """The label whose groups drive the predictions: what the model was led to, if it is known.
+    """The label whose groups drive the predictions: that which they give, if it is known.
 
     Else, or of several, the one with the largest sum of squared drives.
     """
     squared = np.bincount(labels, np.square(drive))
-    if label_is_bad(targets, chosen).all():
-        led = np.unique(np.asarray(targets.examples.labels)[chosen])
-        squared[np.setdiff1d(np.arange(len(squared)), led)] = -1
+    if to_end.all():
+        given = np.unique(np.asarray(targets.examples.labels)[chosen])
+        squared[np.setdiff1d(np.arange(len(squared)), given)] = -1
     return int(squared.argmax())

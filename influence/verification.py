@@ -83,6 +83,7 @@ def planned(run: Run, experiment: Experiment) -> Planned:
     design = counterfactual.plan(
         np.asarray(experiment.train.examples.labels),
         scores["status"] == "confirmed",
+        scores["redundant"],
         scores["flagged"],
         _contexts(experiment),
         experiment.config.audit.seed,
@@ -155,6 +156,7 @@ def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
         "accuracy_change": found.accuracy_change,
         "majority": _majority_share(experiment.targets.examples.take(experiment.targets.clean)),
         "success_by_attack": success,
+        "thinned": {cell: found.accuracy[cell] for cell in counterfactual.THINNED},
         "target_outputs": {
             name: _levels(found, block) | _change_summary(found.change, block)
             for name, block in blocks.items()

@@ -14,7 +14,16 @@ from datamodels import Effects
 from datamodels.bootstrap import resample_together
 from influence import attribution, counterfactual, hidden_support, members, quality
 from influence.arms import Arms
-from influence.audit import Scores, best_rank, flag, score, suspect, suspect_judged
+from influence.audit import (
+    Scores,
+    best_rank,
+    flag,
+    lowering,
+    redundant,
+    score,
+    suspect,
+    suspect_judged,
+)
 from influence.caveats import caveats
 from influence.config import FitConfig
 from influence.counterfactual import cell_names, context_cells
@@ -107,6 +116,30 @@ def test_what_retraining_showed_ranks_confirmed_sets_first_and_then_by_unseen_ou
     without = suspect_judged(make_scores(False), support, held_out)
     np.testing.assert_array_equal(without.blind, found.blind)
     assert without.incident is None
+
+
+def test_redundant_are_the_least_memorised_that_are_not_flagged():
+    memorisation = np.array([5.0, 0.1, np.nan, 0.2, 3.0, 0.3, 0.0, 0.4])
+    scores = Scores(*np.zeros((len(Scores._fields), 8)))._replace(memorisation=memorisation)
+    flagged = np.arange(8) == 6
+    assert np.flatnonzero(redundant(scores, flagged)).tolist() == [1, 3, 5, 7]
+    # Where too few are known, fewer.
+    few = scores._replace(memorisation=np.where(np.arange(8) < 2, memorisation, np.nan))
+    assert np.flatnonzero(redundant(few, flagged)).tolist() == [0, 1]
+
+
+def test_what_lowers_clean_targets_is_found_and_negative_the_worst_first():
+    effect = np.array([-1.0, -3.0, 2.0, -2.0, np.nan])
+    scores = Scores(*np.zeros((len(Scores._fields), 5)))._replace(
+        clean_effect=effect, clean_effect_error=np.full(5, 0.1),
+        clean_q=np.array([0.01, 0.02, 0.0, 0.5, np.nan]),
+    )  # fmt: skip
+    found = lowering(scores, np.arange(10, 15))
+    assert found["found"] == 2
+    assert found["examples"] == [
+        {"example": 11, "effect": -3.0, "error": 0.1, "q": 0.02},
+        {"example": 10, "effect": -1.0, "error": 0.1, "q": 0.01},
+    ]
 
 
 def test_a_loss_is_negated_so_that_scores_read_the_same():
@@ -231,6 +264,7 @@ def test_more_seeds_leave_the_masks_of_the_first_as_they_are():
             counterfactual.plan(
                 labels,
                 confirmed,
+                np.arange(50) >= 25,
                 flagged,
                 {name: kept[:seeds] for name, kept in contexts.items()},
                 seed=0,
@@ -246,7 +280,8 @@ def test_more_seeds_leave_the_masks_of_the_first_as_they_are():
 def test_the_plan_pairs_the_cells_seed_by_seed():
     labels, confirmed, flagged = np.arange(50) % 3, np.arange(50) < 3, np.arange(50) < 5
     contexts = some_contexts(4)
-    design = counterfactual.plan(labels, confirmed, flagged, contexts, seed=0)
+    redundant = np.arange(50) >= 30
+    design = counterfactual.plan(labels, confirmed, redundant, flagged, contexts, seed=0)
     cells = counterfactual.by_cell(design.listed, list(contexts))
     assert cells["before"].all()
     assert (cells["after"] == ~confirmed).all()
@@ -254,6 +289,10 @@ def test_the_plan_pairs_the_cells_seed_by_seed():
     for row in ~cells["after_random"]:
         np.testing.assert_array_equal(np.bincount(labels[row]), np.bincount(labels[confirmed]))
     assert len(np.unique(cells["after_random"], axis=0)) == 4
+    assert (cells["thinned"] == ~redundant).all()
+    for row in ~cells["thinned_random"]:
+        np.testing.assert_array_equal(np.bincount(labels[row]), np.bincount(labels[redundant]))
+        assert not row[redundant].any()
     for name, others in contexts.items():
         kept, dropped = (cells[cell] for cell in context_cells(name))
         np.testing.assert_array_equal(kept[:, 5:], others[:, 5:])

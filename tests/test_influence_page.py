@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ from influence.config import read_config
 from influence.experiment import prepare
 from influence.looks import Looks, looks_of
 from influence.run import Run
+from influence.term_parts import alike
 from influence.terms_file import TermRow, save_terms
 from training.examples import Examples
 
@@ -265,6 +267,19 @@ def test_sheets_end_before_the_page_grows_too_large(monkeypatch):
     assert len(whole) == 3
     monkeypatch.setattr(looks, "MOST_BYTES", len(whole[0]) + len(whole[1]) + 10)
     assert shown.sheets(np.arange(1100)) == whole[:2]
+
+
+def test_sets_alike_are_of_other_targets_and_push_the_same_way():
+    one = TermRow("clusters", "clean:1", (1, 2, 3), 3, "redundancy", 1, -2.0, -3.0, -1.0, 4.0,
+                  (0.0, 4.0, 4.0, 4.0), 0.01)  # fmt: skip
+    of = partial(dataclasses.replace, one)
+    others = [
+        of(target="clean:2"), of(target="clean:2", groups=(1, 2, 4)),
+        of(target="clean:3", groups=(1, 4), order=2), of(target="clean:4", group_effect=-4.0),
+        of(target="clean:5", kind="synergy"), of(target="clean:6", level="refined_1"),
+        of(target="clean:7", groups=(2, 3), order=2), of(groups=(1, 2), order=2),
+    ]  # fmt: skip
+    assert alike(one, [one, *others]) == ["clean:2", "clean:7"]
 
 
 def test_large_pictures_are_made_smaller_in_their_own_proportions():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence import hidden_support, tracing
+from influence import hidden_support, removal, tracing
 from influence.cli import main
 from influence.counterfactual import random_like
 from influence.experiment import Targets
@@ -52,7 +52,8 @@ def average_precision(order):
 def test_examples_with_a_common_trigger_are_ranked_by_what_they_do_for_each_other(seed):
     weights, targets = planted_weights(seed)
     one = np.array([targets.incident.start])
-    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one, True)
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one,
+                  label_is_bad(targets, one), True)  # fmt: skip
     by_drive = average_precision(np.argsort(-found.drive))
     assert average_precision(found.order()) >= max(0.85, by_drive - 0.05)
     np.testing.assert_allclose(found.drive, weights[:, one[0]])
@@ -76,7 +77,8 @@ def test_a_single_wrong_label_is_first_though_its_class_contradicts_it():
     weights[lone, one] = -9.0
     weights[lone, lone] = 10.0
     weights[lone, np.arange(lone % 3, GROUPS, 3)[:5]] = -1.0
-    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one, True)
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one,
+                  label_is_bad(targets, one), True)  # fmt: skip
     assert found.order()[0] == lone
 
 
@@ -85,7 +87,7 @@ def test_groups_of_several_examples_are_traced_by_what_they_do_to_each_others_ex
     group_of = np.arange(GROUPS) // 2
     merged = weights[::2]
     found = trace(lambda block: merged[:, block], targets, group_of,
-                  np.array([targets.incident.start]), True)  # fmt: skip
+                  np.array([targets.incident.start]), np.array([True]), True)  # fmt: skip
     labels = hidden_support.majority_labels(targets, group_of)
     driving = labels == 0  # which the model was led to
     of_group = [
@@ -112,6 +114,7 @@ def test_low_outputs_of_right_labels_and_high_losses_are_bad():
             targets,
             np.arange(GROUPS),
             chosen,
+            label_is_bad(targets, chosen),
             higher,
         )
         for kind, chosen in (("led", led), ("right", right))
@@ -132,7 +135,8 @@ def test_of_too_many_groups_the_drive_alone_ranks(monkeypatch):
     monkeypatch.setattr(tracing, "MOST_SEARCHED", GROUPS - 1)
     assert hidden_support.MOST_SEARCHED > GROUPS
     one = np.array([targets.incident.start])
-    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one, True)
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one,
+                  label_is_bad(targets, one), True)  # fmt: skip
     assert (found.backing == 0).all()
     np.testing.assert_array_equal(found.order(), np.argsort(-found.drive, kind="stable"))
 
@@ -194,7 +198,8 @@ def test_an_incident_is_traced_and_ended_by_retraining(run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["trace", str(run.path), "--targets", str(file)]) == 0
     said = capsys.readouterr()
-    assert "most of the bad predictions end. With fresh seeds (4): bad are " in said.out
+    assert "most of the bad predictions end; added up, weights fore" in said.out
+    assert ". With fresh seeds (4): bad are " in said.out
     found = json.loads(run.trace.read_text())
     assert found["targets"] == incident_of(run)
     assert 0 < found["smallest"] <= found["most"] == 20
@@ -226,6 +231,40 @@ def test_a_prediction_that_is_right_has_nothing_to_end(run, capsys):
         assert main(["trace", str(run.path), "--targets", id]) == 0
         messages.append(capsys.readouterr().out)
     assert any("there is nothing to end" in message for message in messages)
+
+
+def test_a_right_prediction_is_flipped_by_the_fewest_that_support_it(run, capsys):
+    ids = json.loads(run.manifest.read_text())["target_ids"]
+    flipped = []
+    for id in [id for id in ids if id.startswith("clean:")][:6]:
+        assert main(["trace", str(run.path), "--flip", "--targets", id]) == 0
+        said, found = capsys.readouterr().out, json.loads(run.trace.read_text())
+        assert found["flip"]
+        if not found["smallest"]:
+            continue
+        assert "most of the right predictions end" in said
+        # What is taken away first raises the output.
+        table = pq.read_table(run.traced).to_pydict()
+        first = table["rank"].index(1)
+        assert table["drive"][first] > 0
+        flipped.append(found["bad"])
+    # With so few seeds one may be flipped by chance.
+    before, after = (np.mean([bad[cell][0] for bad in flipped]) for cell in ("before", "after"))
+    assert after < before - 0.2
+
+
+@given(st.integers(0, 100), st.booleans())
+def test_what_weights_foretell_is_what_counting_one_by_one_gives(seed, label_is_to_end):
+    rng = np.random.default_rng(seed)
+    rows, kept = rng.normal(0.5, 1, (3, 12)), rng.normal(3, 2, 3)
+    to_end = np.full(3, label_is_to_end)
+    expected = None
+    for count in range(9):
+        left = [kept[t] - sum(rows[t, :count]) for t in range(3)]
+        if sum((value > 0) == label_is_to_end for value in left) < 1.5:
+            expected = count
+            break
+    assert removal.predicted(kept, rows, to_end, 8) == expected
 
 
 @pytest.mark.parametrize(
