@@ -15,6 +15,7 @@ examples that the verdict confirms, which is blind. Needs the extra `bench`.
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +88,17 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
         run_all(seeded(config, seed), path)
     run, experiment, _ = load_experiment(path)
     scores, audit = read_scores(run), run.read_audit()
-    confirmed = scores["status"] == "confirmed"
-    clean_confirmed = confirmed & (scores["planted"] == "")
-    others, found = suspicions(experiment), []
-    for leak in audit["leaks"]:
-        found.append(
-            {
-                "data": data,
-                "attack": "leak",
-                "protocol": "blind",
-                "seed": seed,
-                "attack_worked": True,
-                "precision": leak["precision"],
-                "recall": leak["recall"],
-            }
-        )
-    for attack in experiment.attacks:
-        if attack.copied is not None:
-            continue
+    common = {"data": data, "seed": seed}
+    found = [
+        common
+        | {"attack": "leak", "protocol": "blind", "attack_worked": True}
+        | {name: leak[name] for name in ("precision", "recall")}
+        for leak in audit["leaks"]
+    ]
+    ranked = [attack for attack in experiment.attacks if attack.copied is None]
+    others = suspicions(experiment) if ranked else {}
+    for attack in ranked:
+        name = attack.name if cell != "two" else f"{attack.name} (of two)"
         planted = scores["planted"] == attack.name
         other = (scores["planted"] != "") & ~planted
         success = audit["verify"]["success_by_attack"][attack.name]
@@ -113,36 +107,95 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
         if attack is experiment.incident_attack:
             ranks["incident"] = [scores["rank_incident"]]
             ranks["one"] = list(traces(run, experiment))
-        by_name = {
-            name: detection_metrics(ordered(values), planted, other)["auroc"]
-            for name, values in others.items()
+        baselines = {
+            one: detection_metrics(ordered(values), planted, other)
+            for one, values in others.items()
         }
-        best = max(by_name, key=lambda name: by_name[name])
+        best = max(baselines, key=lambda one: baselines[one]["auroc"])
         for protocol, own in ranks.items():
-            metrics, verify = mean_metrics(own, planted, other), audit["verify"]
-            cleaned = protocol == "blind"
+            metrics = mean_metrics(own, planted, other)
             found.append(
-                {
-                    "data": data,
-                    "attack": attack.name if cell != "two" else f"{attack.name} (of two)",
-                    "protocol": protocol,
-                    "seed": seed,
-                    "attack_worked": worked,
-                    **(metrics if worked else dict.fromkeys(metrics)),
-                    "attack_success_before": success["before"][0],
-                    "attack_success_after": success["after"][0] if cleaned else None,
-                    "accuracy_before": verify["accuracy"]["before"][0],
-                    "accuracy_after": verify["accuracy"]["after"][0] if cleaned else None,
-                    "accuracy_change": verify["accuracy_change"] if cleaned else None,
-                    "confirmed": int((planted & confirmed).sum()) if cleaned else None,
-                    "planted": int(planted.sum()),
-                    "confirmed_clean": int(clean_confirmed.sum()) if cleaned else None,
+                common
+                | {"attack": name, "protocol": protocol, "attack_worked": worked}
+                | (metrics if worked else dict.fromkeys(metrics))
+                | cleaned(scores, audit, attack.name, protocol)
+                | {
                     "best_baseline": best,
-                    "best_baseline_auroc": by_name[best],
-                    "baselines": by_name,
+                    "best_baseline_auroc": baselines[best]["auroc"],
+                    "baselines": baselines,
                 }
             )
     return found
+
+
+def cleaned(
+    scores: dict[str, np.ndarray], audit: dict[str, Any], attack: str, protocol: str
+) -> dict[str, Any]:
+    """What retraining without the confirmed shows; of the blind protocol alone, as they are."""
+    verify, planted = audit["verify"], scores["planted"] == attack
+    success, accuracy = verify["success_by_attack"][attack], verify["accuracy"]
+    confirmed = scores["status"] == "confirmed"
+    known = {
+        "attack_success_before": success["before"][0],
+        "accuracy_before": accuracy["before"][0],
+        "planted": int(planted.sum()),
+    }
+    after = {
+        "attack_success_after": success["after"][0],
+        "accuracy_after": accuracy["after"][0],
+        "accuracy_change": verify["accuracy_change"],
+        "confirmed": int((planted & confirmed).sum()),
+        "confirmed_clean": int((confirmed & (scores["planted"] == "")).sum()),
+    }
+    return known | (after if protocol == "blind" else dict.fromkeys(after))
+
+
+def means(rows: list[dict[str, Any]]) -> list[str]:
+    """One line for each attack and protocol: means over the seeds in which it worked."""
+    lines, kinds = [], dict.fromkeys((r["data"], r["attack"], r["protocol"]) for r in rows)
+    for kind in kinds:
+        own = [r for r in rows if (r["data"], r["attack"], r["protocol"]) == kind]
+        worked = [r for r in own if r["attack_worked"]]
+        text = f"| {' | '.join(kind)} | {len(worked)} of {len(own)} |"
+        if not worked:
+            lines.append(text)
+            continue
+
+        def mean(name: str, among: list[dict[str, Any]] = worked) -> float:
+            return float(np.mean([row[name] for row in among]))
+
+        if kind[1] == "leak":
+            lines.append(f"{text} precision {mean('precision'):.3f}, recall {mean('recall'):.3f} |")
+            continue
+        text += f" {mean('auroc'):.4f} | {mean('average_precision'):.3f} |"
+        text += f" {mean('recall_1'):.2f}, {mean('recall_5'):.2f}, {mean('recall_10'):.2f} |"
+        by_name = {
+            name: mean("auroc", [row["baselines"][name] for row in worked])
+            for name in worked[0]["baselines"]
+        }
+        best = max(by_name, key=lambda name: by_name[name])
+        text += f" {best} {by_name[best]:.4f} |"
+        if kind[2] == "blind":
+            change = np.array([row["accuracy_change"] for row in worked])
+            text += f" {mean('attack_success_before'):.3f} to {mean('attack_success_after'):.3f} |"
+            text += f" {100 * mean('accuracy_before'):.1f} to {100 * mean('accuracy_after'):.1f} |"
+            text += f" {100 * change[:, 0].min():.1f} to {100 * change[:, 0].max():.1f} |"
+            text += f" {mean('confirmed'):.1f} of {mean('planted'):.0f}, "
+            text += f"{mean('confirmed_clean'):.1f} clean |"
+        lines.append(text)
+    return lines
+
+
+HEAD = (
+    "| data | attack | protocol | worked | AUROC | average precision | recall at 1, 5, 10 % | "
+    "best of others | success | accuracy | its change by seed | confirmed |"
+)
+
+
+def commit() -> str:
+    """The commit of the code, and whether there are changes beside it."""
+    words = ["git", "-C", str(CONFIGS), "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def traces(run: Any, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
@@ -205,6 +258,7 @@ def main() -> None:
     parser.add_argument(
         "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
     )
+    parser.add_argument("--results", type=Path, help="file for the rows, as JSON")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     options = parser.parse_args()
     set_up_jax()
@@ -223,6 +277,10 @@ def main() -> None:
                 for row in rows_of(data, cell, config, seed, options.runs):
                     rows.append(row)
                     show(row)
+    print(HEAD, *means(rows), sep="\n")
+    if options.results:
+        made = {"commit": commit(), "rows": rows}
+        options.results.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps({"rows": rows}))
 
