@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import jax
 import numpy as np
 from poison import CONFIGS, NONE, SWEEP
 
@@ -82,6 +83,8 @@ def main() -> None:
                 flush=True,
             )
             shutil.rmtree(path)
+            # Linux allows a process so many memory mappings, and every program takes some.
+            jax.clear_caches()
     alarms = sum(count > 0 for count in confirmed)
     print(f"{alarms} of {len(confirmed)} runs confirmed something")
     if options.json:

@@ -19,6 +19,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from baselines import suspicions
 from detection import seeded
@@ -277,6 +278,8 @@ def main() -> None:
                 for row in rows_of(data, cell, config, seed, options.runs):
                     rows.append(row)
                     show(row)
+                # Linux allows a process so many memory mappings, and every program takes some.
+                jax.clear_caches()
     print(HEAD, *means(rows), sep="\n")
     if options.results:
         made = {"commit": commit(), "rows": rows}

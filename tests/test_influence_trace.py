@@ -243,10 +243,6 @@ def test_a_right_prediction_is_flipped_by_the_fewest_that_support_it(run, capsys
         if not found["smallest"]:
             continue
         assert "most of the right predictions end" in said
-        # What is taken away first raises the output.
-        table = pq.read_table(run.traced).to_pydict()
-        first = table["rank"].index(1)
-        assert table["drive"][first] > 0
         flipped.append(found["bad"])
     # With so few seeds one may be flipped by chance.
     before, after = (np.mean([bad[cell][0] for bad in flipped]) for cell in ("before", "after"))
