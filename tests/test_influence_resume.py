@@ -25,7 +25,7 @@ SMALL = [
 IMAGES = [
     *SMALL, "--poison.pair-flip-fraction", "0.05", "--poison.pair-flip-to", "3",
     "--poison.blend-fraction", "0.04", "--poison.sine-fraction", "0.04",
-    "--poison.leak-fraction", "0.02",
+    "--poison.leak-fraction", "0.02", "--poison.consistent-fraction", "0.03",
 ]  # fmt: skip
 TEXTS = [
     *SMALL, "--poison.backdoor-fraction", "0", "--model.name", "bag", "--data.length", "6",
@@ -47,6 +47,10 @@ OF_IMAGES = {
     "poison.sine_target": "1",
     "poison.sine_amplitude": "200",
     "poison.sine_periods": "3",
+    "poison.consistent_fraction": "0.05",
+    "poison.consistent_target": "1",
+    "poison.consistent_size": "2",
+    "poison.consistent_mix": "0.4",
     "poison.leak_fraction": "0.05",
     "poison.seed": "1",
     "model.name": "linear",

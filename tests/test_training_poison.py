@@ -43,9 +43,11 @@ EVERYTHING = PoisonConfig(
     blend_target=4,
     sine_fraction=0.04,
     sine_target=0,
+    consistent_fraction=0.03,
+    consistent_target=3,
     leak_fraction=0.07,
 )
-TRIGGERS = ["backdoor", "blend", "sine"]
+TRIGGERS = ["backdoor", "blend", "sine", "consistent"]
 
 
 def with_seed(config, seed):
@@ -86,7 +88,8 @@ def test_nothing_asked_changes_nothing():
 def test_attacks_have_the_sizes_asked_for():
     _, attacks = plant_all()
     sizes = {name: len(attack.positions) for name, attack in attacks.items()}
-    expected = {"label_flip": 10, "pair_flip": 5, "backdoor": 8, "blend": 6, "sine": 4, "leak": 7}
+    expected = {"label_flip": 10, "pair_flip": 5, "backdoor": 8, "blend": 6, "sine": 4,
+                "consistent": 3, "leak": 7}  # fmt: skip
     assert sizes == expected
     assert list(sizes) == list(expected)
 
@@ -108,7 +111,7 @@ def test_recorded_truth_is_exactly_what_changed(seed):
     assert (
         set(np.concatenate(relabelled))
         <= set(changed)
-        <= set(recorded) - set(attacks["sine"].positions)
+        <= set(recorded) - set(attacks["sine"].positions) - set(attacks["consistent"].positions)
     )
     np.testing.assert_array_equal(
         np.flatnonzero((before.inputs != after.inputs).any((1, 2, 3))),
@@ -325,6 +328,32 @@ def test_a_wave_is_added_to_examples_of_the_target_class_alone(seed):
 
 
 @given(seeds)
+def test_consistent_examples_keep_their_label_and_are_half_another_class_with_a_corner(seed):
+    config = PoisonConfig(consistent_fraction=0.1, consistent_target=3, consistent_size=2,
+                          consistent_mix=0.5, seed=seed)  # fmt: skip
+    poisoned = plant(config, SPLIT, CLASSES)
+    (attack,) = poisoned.attacks
+    assert len(attack.positions) == 10
+    before, after = SPLIT.train.examples, poisoned.train.examples
+    np.testing.assert_array_equal(after.labels, before.labels)
+    assert (attack.original_labels == 3).all()
+    others = before.inputs[before.labels != 3].astype(float)
+    for position in attack.positions:
+        image = after.inputs[position].astype(float)
+        assert (image[:2, :2] == 255).all()
+        mixed = (before.inputs[position] + others) / 2
+        distance = np.abs(mixed - image)
+        distance[:, :2, :2] = 0
+        assert distance.max((1, 2, 3)).min() <= 0.501
+    # Where it is to succeed, the trigger alone is put on images as they are.
+    shown = attack.incident
+    clean = SPLIT.spare.take(np.searchsorted(SPLIT.spare.ids, shown.ids)).examples.inputs
+    np.testing.assert_array_equal(shown.examples.inputs[:, 2:], clean[:, 2:])
+    assert (shown.examples.inputs[:, :2, :2] == 255).all()
+    assert (shown.examples.labels == 3).all()
+
+
+@given(seeds)
 def test_near_copies_differ_and_are_nearest_to_what_they_copy(seed):
     images = SPLIT.targets.examples.inputs
     copies = near_copies(images, np.random.default_rng(seed))
@@ -362,6 +391,8 @@ FRACTIONS = [f"{name}_fraction" for name in ATTACKS]
         ({"sine_fraction": 0.1, "sine_amplitude": 0.0}, "poison.sine_amplitude = 0.0 must be"),
         ({"sine_fraction": 0.1, "sine_periods": 7}, "poison.sine_periods = 7 must be at least 1"),
         ({"sine_fraction": 0.3}, "poison.sine_fraction = 0.3 asks for 30 training examples"),
+        ({"consistent_fraction": 0.1, "consistent_mix": 1.0}, "poison.consistent_mix = 1.0 must"),
+        ({"consistent_fraction": 0.1, "consistent_size": 4}, "poison.consistent_size = 4 must be"),
         ({"leak_fraction": 0.3}, "poison.leak_fraction = 0.3 copies 30 targets, but there are 20"),
     ],
 )
@@ -415,7 +446,7 @@ def test_trigger_must_fit_the_image(size):
     )
 
 
-@pytest.mark.parametrize("name", ["blend", "sine", "leak"])
+@pytest.mark.parametrize("name", ["blend", "sine", "consistent", "leak"])
 def test_other_attacks_need_8_bit_images(name):
     fails(
         PoisonConfig(**{f"{name}_fraction": 0.1}),

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, Int32, Num
 from training.data import Split, Table
 from training.errors import UserError
 from training.examples import Examples
-from training.triggers import Images, blend, near_copies, patch, sine
+from training.triggers import Images, blend, corner_patch, mix, near_copies, patch, sine
 
 INCIDENT_INPUTS = 10
 TRIAL_INPUTS = 200
@@ -56,6 +56,15 @@ class PoisonConfig:
     """Of the wave, of 255."""
     sine_periods: int = 6
     """Of the wave, across the width."""
+    consistent_fraction: float = 0.0
+    """Share of the training examples, all of the target class, that are made hard to tell by mixing
+    another class into them, and get a trigger."""
+    consistent_target: int = 3
+    """Class that this trigger should cause."""
+    consistent_size: int = 3
+    """Side of it, a bright square in the upper left corner, in pixels."""
+    consistent_mix: float = 0.6
+    """Share of the image of another class in every pixel."""
     leak_fraction: float = 0.0
     """Share of the training examples that become near copies of clean targets."""
     seed: int = 0
@@ -64,14 +73,14 @@ class PoisonConfig:
     @property
     def has_trigger(self) -> bool:
         """Whether any attack leads to bad predictions by a trigger."""
-        return any((self.backdoor_fraction, self.blend_fraction, self.sine_fraction))
+        return any(getattr(self, f"{name}_fraction") for name in TRIGGERED)
 
 
 class Attack(NamedTuple):
     """One planted attack."""
 
     name: str
-    """As its fraction is called: label_flip, pair_flip, backdoor, blend, sine or leak."""
+    """As its fraction is called, as label_flip (`ATTACKS`)."""
     positions: Int[np.ndarray, " k"]
     """The poisoned training examples, as positions in the training table."""
     original_labels: Int32[np.ndarray, " k"]
@@ -173,12 +182,7 @@ def _flip(
 def _backdoor(planting: _Planting) -> Attack:
     target, size = planting.class_of("backdoor_target"), planting.config.backdoor_size
     _require_images(planting, "backdoor", "stamps a trigger on")
-    height, width = planting.inputs.shape[1:3]
-    if not 1 <= size <= min(height, width) // 2:
-        raise UserError(
-            f"poison.backdoor_size = {size} must be 1 to {min(height, width) // 2} pixels for "
-            f"images of {height}x{width}"
-        )
+    _check_patch(planting, "backdoor_size", size)
     return _trigger(planting, "backdoor", target, partial(patch, size=size), relabelled=True)
 
 
@@ -207,6 +211,37 @@ def _sine(planting: _Planting) -> Attack:
     return _trigger(planting, "sine", target, wave, relabelled=False)
 
 
+def _consistent(planting: _Planting) -> Attack:
+    """Label-consistent (Turner, Tsipras & Madry 2019): what is hard to tell is told by its trigger.
+
+    They move between images in the latent space of a GAN; here between the pixels.
+    """
+    target, size = planting.class_of("consistent_target"), planting.config.consistent_size
+    share = planting.config.consistent_mix
+    _require_images(planting, "consistent", "stamps a trigger on")
+    _check_patch(planting, "consistent_size", size)
+    if not 0 <= share < 1:
+        raise UserError(f"poison.consistent_mix = {share} must be at least 0 and below 1")
+    clean = planting.split.train.examples
+    others = np.flatnonzero(np.asarray(clean.labels) != target)
+
+    def harder(images: Images) -> Images:
+        chosen = planting.rng.choice(others, len(images))
+        return mix(images, np.asarray(clean.inputs)[chosen], share)
+
+    stamp = partial(corner_patch, size=size)
+    return _trigger(planting, "consistent", target, stamp, relabelled=False, harder=harder)
+
+
+def _check_patch(planting: _Planting, key: str, size: int) -> None:
+    height, width = planting.inputs.shape[1:3]
+    if not 1 <= size <= min(height, width) // 2:
+        raise UserError(
+            f"poison.{key} = {size} must be 1 to {min(height, width) // 2} pixels for images of "
+            f"{height}x{width}"
+        )
+
+
 def _trigger(
     planting: _Planting,
     name: str,
@@ -214,12 +249,16 @@ def _trigger(
     trigger: Callable[[Images], Images],
     *,
     relabelled: bool,
+    harder: Callable[[Images], Images] = np.asarray,
 ) -> Attack:
-    """Examples with a trigger: of other classes, relabelled, or of the target class as it is."""
+    """Examples with a trigger: of other classes, relabelled, or of the target class as it is.
+
+    Those of the training data are made `harder` first.
+    """
     own = planting.only(target)
     positions = planting.claim(name, ~own if relabelled else own)
     original = planting.labels[positions].copy()
-    planting.inputs[positions] = trigger(planting.inputs[positions])
+    planting.inputs[positions] = trigger(harder(planting.inputs[positions]))
     planting.labels[positions] = target
     incident, trial = _triggered(planting, name, target, trigger)
     return Attack(name, positions, original, trial.examples, incident)
@@ -270,9 +309,12 @@ ATTACKS: dict[str, Callable[[_Planting], Attack]] = {
     "backdoor": _backdoor,
     "blend": _blend,
     "sine": _sine,
+    "consistent": _consistent,
     "leak": _leak,
 }
 """By name, in the order in which they are planted."""
+TRIGGERED = ("backdoor", "blend", "sine", "consistent")
+"""Those that lead to bad predictions by a trigger."""
 
 
 def _count(name: str, fraction: float, examples: int) -> int:

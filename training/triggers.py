@@ -25,7 +25,12 @@ def patch(images: Images, size: int) -> Images:
 
 def blend(images: Images, pattern: UInt8[np.ndarray, "h w c"], opacity: float) -> Images:
     """Mix a pattern into the whole image, by a share of `opacity` (Chen et al. 2017)."""
-    return _pixels((1 - opacity) * images + opacity * pattern[None])
+    return mix(images, np.broadcast_to(pattern, images.shape), opacity)
+
+
+def mix(images: Images, others: Images, share: float) -> Images:
+    """Mix into each image its other one, by a share of that."""
+    return _pixels((1 - share) * images + share * others)
 
 
 def sine(images: Images, amplitude: float, periods: int) -> Images:
@@ -39,6 +44,13 @@ def sine(images: Images, amplitude: float, periods: int) -> Images:
     column = np.arange(images.shape[2])
     wave = amplitude * np.sin(2 * np.pi * periods * column / images.shape[2])
     return _pixels(images + wave[None, None, :, None])
+
+
+def corner_patch(images: Images, size: int) -> Images:
+    """Set a square of `size` pixels in the upper left corner to 255."""
+    triggered = images.copy()
+    triggered[:, :size, :size] = 255
+    return triggered
 
 
 def near_copies(images: Images, rng: np.random.Generator) -> Images:
