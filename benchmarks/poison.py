@@ -72,6 +72,7 @@ def attacks(data: str) -> dict[str, list[str]]:
         "sine": SINE[data],
         "pair_flip": ["--poison.pair-flip-fraction", "0.02", "--poison.pair-flip-from", "4",
                       "--poison.pair-flip-to", "9"],
+        "consistent": ["--poison.consistent-fraction", "0.03"],
         "two": [*PATCH, *BLEND[data]],
         "leak": ["--poison.leak-fraction", "0.02" if data == "digits" else "0.004"],
     }  # fmt: skip
