@@ -1,9 +1,11 @@
 """Claim: where outputs have nothing to do with masks, retraining hardly ever confirms anything.
 
 A run on unpoisoned digits is swept once. Then, twenty times, its outputs are exchanged over the
-masks of each arm and everything else is done as ever: fit, audit, and the verdict's own retrains,
-whose outputs are what they are. Weights, ranks and sets are then noise, and each run may confirm
-something with a probability of 5 %: of twenty at most three.
+masks of each arm, and those of training examples among examples of the same label as well:
+otherwise the mean output of an example would still tell the hard ones. Everything else is done as
+ever: fit, audit, and the verdict's own retrains, whose outputs are what they are. Weights, ranks
+and sets are then noise, and each run may confirm something with a probability of 5 %: of twenty at
+most three.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import jax
 import numpy as np
+from jaxtyping import Int
 from poison import CONFIGS, NONE, SWEEP
 
 from influence.config import override, read_config
@@ -24,13 +27,19 @@ from training.bank import Bank
 RUNS = 20
 
 
-def exchanged(source: Path, out: Path, seed: int) -> None:
-    """The run with its outputs exchanged over masks; replicates, which tell the noise, stay."""
+def exchanged(source: Path, out: Path, labels: Int[np.ndarray, " n"], seed: int) -> None:
+    """The run with its outputs exchanged over masks, and over training examples of one label.
+
+    Of replicates, which tell the noise, the masks stay as they are.
+    """
     out.mkdir(parents=True)
-    for name in ("config.toml", "manifest.json"):
-        shutil.copy(source / name, out / name)
+    shutil.copy(source / "config.toml", out / "config.toml")
     bank = Bank.open(source)
-    new, rng = Bank.create(out / "bank", bank.manifest), np.random.default_rng(seed)
+    new, rng = Bank.create(out, bank.manifest), np.random.default_rng(seed)
+    columns = np.arange(len(bank.target_ids))
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        columns[own] = rng.permutation(own)
     for name, arm in bank.arms.items():
         rows, records = arm.read(), arm.records()
         order = np.arange(len(rows.status))
@@ -38,7 +47,7 @@ def exchanged(source: Path, out: Path, seed: int) -> None:
             order = rng.permutation(order)
         for unit, record in records.items():
             own = arm.spec.unit_slice(unit)
-            report = Report(rows.outputs[order][own], rows.status[order][own])
+            report = Report(rows.outputs[order][own][:, columns], rows.status[order][own])
             new.arm(name).commit(unit, rows.masks[own], {0: report}, Made(record["made_on"]))
 
 
@@ -68,9 +77,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         sweep_stage(prepare_for(config, source), source)
+        labels = np.asarray(load_experiment(source)[1].train.examples.labels)
         for seed in range(2 if options.quick else RUNS):
             path = Path(folder) / str(seed)
-            exchanged(source, path, seed)
+            exchanged(source, path, labels, seed)
             run, experiment, bank = load_experiment(path)
             fit_stage(run, experiment, bank)
             audit_stage(run, experiment, bank)
