@@ -142,12 +142,14 @@ def test_targets_and_sets_open_by_click_key_and_link(opened, run):
     assert not target.locator(".effects").first.is_visible()
     page.locator("#terms a").nth(1).click()
     opened_set = page.locator("#set-2")
+    opened_set.locator("h4").first.wait_for()
     assert opened_set.locator("h4").count() == 3
     assert opened_set.locator("h4").first.is_visible()
     assert opened_set.locator("img.example").count() > 0
     assert "measured by retraining −1.00 [−2.00, 0.50]: failed" in opened_set.inner_text()
     opened_set.locator("summary a").click()
     graph = page.locator("details.target[open] svg.graph")
+    graph.wait_for()  # the link opens the part a moment later
     assert graph.is_visible()
     assert graph.locator("circle").count() == 4
     assert graph.locator("polygon").count() == 2
