@@ -7,7 +7,7 @@ import math
 import shutil
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,19 @@ class Columns:
             parts.append(part)
         start = targets.start - first * TARGET_BLOCK
         return np.concatenate(parts, axis=1)[:, start : start + targets.stop - targets.start]
+
+    def take(self, targets: Sequence[int]) -> Float32[np.ndarray, "g k"]:
+        """The columns of single targets, in the order given; every block is read once.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        found: dict[int, np.ndarray] = {}
+        for block in {target // TARGET_BLOCK for target in targets}:
+            own = [target for target in targets if target // TARGET_BLOCK == block]
+            columns = self(slice(min(own), max(own) + 1))
+            found |= {target: columns[:, target - min(own)] for target in own}
+        return np.stack([found[target] for target in targets], axis=1)
 
     @property
     def _stored(self) -> np.ndarray:

@@ -15,10 +15,8 @@ from datamodels.estimates import Effects
 from influence.experiment import Targets
 from influence.members import Members, target_blocks
 
-FOUND = 0.1
-"""The false discovery rate at which an example is said to lower the clean targets."""
 LISTED = 100
-"""Of those, at most; all are in scores.parquet."""
+"""Examples that lower the clean targets, at most; all are in scores.parquet."""
 REDUNDANT = 0.5
 """Share of the examples that are left out to see whether the others replace them."""
 
@@ -244,12 +242,14 @@ def _places(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return rankdata(np.where(np.isnan(values), np.inf, -values))
 
 
-def lowering(scores: Scores, ids: Int[np.ndarray, " n"]) -> dict[str, Any]:
+def lowering(
+    scores: Scores, ids: Int[np.ndarray, " n"], false_discoveries: float
+) -> dict[str, Any]:
     """The `lowering` of audit.json: examples that are found to lower the clean targets' outputs.
 
-    How many, at a false discovery rate of `FOUND`, and the first `LISTED`, which lower them most.
+    How many, at this false discovery rate, and the first `LISTED`, which lower them most.
     """
-    rows = np.flatnonzero((scores.clean_q <= FOUND) & (scores.clean_effect < 0))
+    rows = np.flatnonzero((scores.clean_q <= false_discoveries) & (scores.clean_effect < 0))
     rows = rows[np.argsort(scores.clean_effect[rows], kind="stable")]
     listed = [
         {

@@ -55,7 +55,7 @@ def example_table(
         (Column("id", "id", True), value["id"]),
         (Column("text", "example", False), text if any(text) else None),
         (Column("label", "label", False), [experiment.class_names[x] for x in value["label"]]),
-        (Column("verdict", "verdict", False), [said(status) for status in value["status"]]),
+        (Column("verdict", "verdict", False), [_said(status) for status in value["status"]]),
         (Column("truth", "truth", False), planted if known else None),
         (Column("out_of_bag", "out of bag", True), _with_error(value, "out_of_bag")),
         (Column("memorisation", "memorisation", True), _with_error(value, "memorisation")),
@@ -85,7 +85,7 @@ def example_table(
     )
 
 
-def said(status: str) -> str:
+def _said(status: str) -> str:
     """A status as the table names it: what was only scored has no verdict."""
     return "" if status == "scored" else status
 

@@ -269,7 +269,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         hidden_sets=hidden_support.described(experiment, hidden),
         copies=copies.search(experiment, model.weights),
         redundant=int(redundant(scores, flagged).sum()),
-        lowering=lowering(scores, experiment.train.ids),
+        lowering=lowering(scores, experiment.train.ids, quality.FALSE_DISCOVERIES),
         subpopulations=subpopulations.described(experiment, model.weights),
     )
 

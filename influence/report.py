@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -158,12 +157,8 @@ def _with_looks(
     """Sets with pictures of their first examples; None where nothing was searched."""
     if sets is None:
         return None
-    ids, found = experiment.train.ids.tolist(), []
-    for one in sets:
-        shown = one["examples"][:SHOWN_OF_SET]
-        pictures = [looks.picture(row) for row in positions_of(ids, shown).tolist()]
-        found.append(one | {"shown": list(zip_longest(shown, pictures))})
-    return found
+    ids = experiment.train.ids.tolist()
+    return [one | {"shown": _seen(looks, ids, one["examples"][:SHOWN_OF_SET])} for one in sets]
 
 
 def _copies(
@@ -181,11 +176,11 @@ def _lowering(
     experiment: Experiment, looks: Looks, found: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The first of the examples that lower clean targets, with how they look."""
-    shown, ids = found[:SHOWN_OF_SET], experiment.train.ids.tolist()
-    rows = positions_of(ids, [one["example"] for one in shown]).tolist()
+    shown = found[:SHOWN_OF_SET]
+    seen = _seen(looks, experiment.train.ids.tolist(), [one["example"] for one in shown])
     return [
-        one | {"picture": looks.picture(row), "text": looks.text(row)}
-        for one, row in zip(shown, rows, strict=True)
+        one | {"picture": picture, "text": text}
+        for one, (_, picture, text) in zip(shown, seen, strict=True)
     ]
 
 
@@ -193,21 +188,21 @@ def _subpopulations(
     experiment: Experiment, looks: Looks, found: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The kinds of examples, with how the first of their examples and targets look."""
-
-    def seen(ids: Sequence[str]) -> list[tuple[str, str, str]]:
-        rows = positions_of(experiment.targets.ids, ids).tolist()
-        return [
-            (id, looks.picture(row), looks.text(row)) for id, row in zip(ids, rows, strict=True)
-        ]
-
+    ids = experiment.targets.ids
     return [
         one
         | {
-            "shown": seen([f"train:{id}" for id in one["examples"]]),
-            "helped": seen(one["targets"]),
+            "shown": _seen(looks, ids, [f"train:{id}" for id in one["examples"]]),
+            "helped": _seen(looks, ids, one["targets"]),
         }
         for one in found
     ]
+
+
+def _seen(looks: Looks, known: Sequence[Any], shown: Sequence[Any]) -> list[tuple[Any, str, str]]:
+    """Id, picture and text of some of the known, which are the first that `looks` is of."""
+    rows = positions_of(known, shown).tolist()
+    return [(id, looks.picture(row), looks.text(row)) for id, row in zip(shown, rows, strict=True)]
 
 
 def _inspection_plot(

@@ -13,7 +13,7 @@ from influence.artifacts import StoredDatamodel
 from influence.counterfactual import Change, Interval, interval
 from influence.experiment import Experiment
 from influence.looks import Looks
-from influence.quality import FALSE_DISCOVERIES
+from influence.quality import FALSE_DISCOVERIES, Quality
 from influence.term_parts import Graph, TermPart, graph
 
 SHOWN = 10
@@ -82,20 +82,25 @@ def target_parts(
     incident = range(targets.incident.start, targets.incident.stop)[:SHOWN]
     with_terms = [at for at, id in enumerate(targets.ids) if id in own]
     chosen = dict.fromkeys([*incident, *with_terms, *by_change.tolist()])
-    return [_part(experiment, looks, model, change, at, own[targets.ids[at]]) for at in chosen]
+    places = [at - first for at in chosen]
+    effects = model.effects.take(places), model.effect_errors.take(places)
+    found = (Effects(*(part[:, [n]] for part in effects)) for n in range(len(places)))
+    return [
+        _part(experiment, looks, model.quality, change, one, at, own[targets.ids[at]])
+        for at, one in zip(chosen, found, strict=True)
+    ]
 
 
 def _part(
     experiment: Experiment,
     looks: Looks,
-    model: StoredDatamodel,
+    quality: Quality,
     change: Change,
+    found: Effects,
     at: int,
     terms: list[TermPart],
 ) -> TargetPart:
     targets, place = experiment.targets, at - experiment.targets.clean.start
-    block = slice(place, place + 1)
-    found = Effects(model.effects(block), model.effect_errors(block))
     low, high = found.interval()
     q_values = found.q_values()[:, 0]
     size = np.where(np.isnan(found.standard_error), 0, found.estimate)[:, 0]
@@ -116,8 +121,8 @@ def _part(
         label=experiment.class_names[int(np.asarray(targets.examples.labels)[at])],
         picture=looks.picture(at),
         text=looks.text(at),
-        r2=_mean(model.quality.r2[:, at]),
-        ceiling=_mean(model.quality.ceiling[:, at]),
+        r2=_mean(quality.r2[:, at]),
+        ceiling=_mean(quality.ceiling[:, at]),
         found=int((q_values <= FALSE_DISCOVERIES).sum()),
         raising=[part(group) for group in order[:SHOWN_EFFECTS].tolist() if size[group] > 0],
         lowering=[part(group) for group in order[::-1][:SHOWN_EFFECTS].tolist() if size[group] < 0],

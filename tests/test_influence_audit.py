@@ -134,7 +134,7 @@ def test_what_lowers_clean_targets_is_found_and_negative_the_worst_first():
         clean_effect=effect, clean_effect_error=np.full(5, 0.1),
         clean_q=np.array([0.01, 0.02, 0.0, 0.5, np.nan]),
     )  # fmt: skip
-    found = lowering(scores, np.arange(10, 15))
+    found = lowering(scores, np.arange(10, 15), 0.1)
     assert found["found"] == 2
     assert found["examples"] == [
         {"example": 11, "effect": -3.0, "error": 0.1, "q": 0.02},

@@ -22,8 +22,8 @@
     if (row < pictured) {
       const span = document.createElement("span"), place = row % perSheet;
       span.className = `thumb sheet${Math.floor(row / perSheet)}`;
-      span.style.backgroundPosition =
-        `-${44 * (place % across)}px -${44 * Math.floor(place / across)}px`;
+      span.style.setProperty("--column", place % across);
+      span.style.setProperty("--row", Math.floor(place / across));
       span.setAttribute("role", "img");
       span.setAttribute("aria-label", `picture of rank ${row + 1}`);
       cell.append(span);
