@@ -98,7 +98,7 @@ def test_terms_are_written_verified_and_shown(run, capsys):
     assert measure(run, experiment, level, wrong)[0].status == "failed"
 
     # A set that acts on two targets has one set of retrains, which report both.
-    twice = [dataclasses.replace(verified[0], target=id) for id in ("clean:0", "clean:1")]
+    twice = [dataclasses.replace(verified[0], target=id) for id in experiment.targets.ids[:2]]
     plans = [planned(run, experiment, level, rows) for rows in (twice, twice[:1])]
     assert [len(each.bank.target_ids) for each in plans] == [2, 1]
     assert len({each.arm.spec.members for each in plans}) == 1
