@@ -52,14 +52,8 @@ def exchanged(source: Path, out: Path, labels: Int[np.ndarray, " n"], seed: int)
 
 
 def main() -> None:
-    from influence.pipeline import (
-        audit_stage,
-        fit_stage,
-        load_experiment,
-        prepare_for,
-        sweep_stage,
-        verify_stage,
-    )
+    from influence.pipeline import audit_stage, fit_stage, verify_stage
+    from influence.sweeping import load_experiment, prepare_for, sweep_stage
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -83,7 +83,8 @@ QUICK = ("label_flip", "backdoor", "blend", "sine")
 
 def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Run a cell, and score each of its attacks in each protocol."""
-    from influence.pipeline import load_experiment, run_all
+    from influence.pipeline import run_all
+    from influence.sweeping import load_experiment
 
     path = folder / f"{data}_{cell}_{seed}"
     if not (path / "report.html").exists():

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from influence.interruption import Interrupted, end_at_once, last_words
@@ -142,20 +141,22 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         shard, options = _shard(options)
         engine, options = _engine(options)
     config, out = override(read_config(source), options, prog)
-    pipeline = _start()
+    _start()
+    from influence.pipeline import run_all
+    from influence.plan import plan
+    from influence.sweeping import prepare_for, sweep_alone
+
     out = out or default_out
     # Ray starts processes, which JAX does not like once it runs.
     with _named_engine(engine, config.ray) as chosen:
         shard = _of_this_process(command, shard)
         if command == "run":
-            run = pipeline.run_all(config, out, retrain=retrain)
+            run = run_all(config, out, retrain=retrain)
             print(f"Report: {run.report.resolve()}")
         elif dry:
-            from influence.plan import plan
-
-            print(plan(pipeline.prepare_for(config, out), out, shard, retrain=retrain))
+            print(plan(prepare_for(config, out), out, shard, retrain=retrain))
         else:
-            print(pipeline.sweep_alone(config, out, shard, retrain=retrain, engine=chosen))
+            print(sweep_alone(config, out, shard, retrain=retrain, engine=chosen))
     return 0
 
 
@@ -237,15 +238,18 @@ def _stage(command: str, rest: list[str]) -> int:
     rest = [word for word in rest if not (of_terms and word == JOINT)]
     if len(rest) != 1:
         raise UserError(f"accomplice {command} takes one run directory, got {len(rest)} words")
-    pipeline = _start()
-    run, experiment, bank = pipeline.load_experiment(Path(rest[0]))
+    _start()
+    from influence import joint_stages, pipeline
+    from influence.sweeping import load_experiment
+
+    run, experiment, bank = load_experiment(Path(rest[0]))
     match command:
         case "fit":
             pipeline.fit_stage(run, experiment, bank)
         case "audit":
             pipeline.audit_stage(run, experiment, bank)
         case "verify" if of_terms:
-            pipeline.verify_joint_stage(run, experiment)
+            joint_stages.verify_joint_stage(run, experiment)
         case "verify":
             pipeline.verify_stage(run, experiment)
         case "report":
@@ -327,9 +331,12 @@ def _refine(words: list[str]) -> int:
     options = parser.parse_args(words)
     if options.members is not None and options.members < FEWEST_REFINED:
         raise UserError(f"--members {options.members} must be at least {FEWEST_REFINED}")
-    pipeline = _start()
-    run, experiment, _ = pipeline.load_experiment(options.run)
-    print(pipeline.refine_stage(run, experiment, options.members, dry_run=options.dry_run))
+    _start()
+    from influence.joint_stages import refine_stage
+    from influence.sweeping import load_experiment
+
+    run, experiment, _ = load_experiment(options.run)
+    print(refine_stage(run, experiment, options.members, dry_run=options.dry_run))
     return 0
 
 
@@ -354,9 +361,12 @@ def _trace(words: list[str]) -> int:
         help="of clean targets, end the right predictions: how brittle they are",
     )
     options = parser.parse_args(words)
-    pipeline = _start()
-    run, experiment, _ = pipeline.load_experiment(options.run)
-    print(pipeline.trace_stage(run, experiment, options.targets, flip=options.flip))
+    _start()
+    from influence.pipeline import trace_stage
+    from influence.sweeping import load_experiment
+
+    run, experiment, _ = load_experiment(options.run)
+    print(trace_stage(run, experiment, options.targets, flip=options.flip))
     return 0
 
 
@@ -369,9 +379,12 @@ def _clean(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="a .parquet file")
     options = parser.parse_args(words)
-    pipeline = _start()
-    run, experiment, _ = pipeline.load_experiment(options.run)
-    print(pipeline.clean_stage(run, experiment, options.out))
+    _start()
+    from influence.pipeline import clean_stage
+    from influence.sweeping import load_experiment
+
+    run, experiment, _ = load_experiment(options.run)
+    print(clean_stage(run, experiment, options.out))
     return 0
 
 
@@ -386,14 +399,11 @@ PARSED = {
 """Commands with options of their own."""
 
 
-def _start() -> ModuleType:
-    """Set up the devices, then import what uses them."""
+def _start() -> None:
+    """Set up the devices, before what uses them is imported."""
     from influence.jax_setup import set_up_jax
 
     set_up_jax()
-    from influence import pipeline
-
-    return pipeline
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from datamodels.design import Listed
 from influence.arms import TRACE_STREAM, main_task
-from influence.counterfactual import Interval, interval, share_interval
+from influence.counterfactual import Interval, interval, random_like, share_interval
 from influence.experiment import Experiment
 from influence.retrains import Planned, beside, spec_of
 from influence.run import Run
@@ -37,6 +37,23 @@ class Removal(NamedTuple):
     def still_bad(self) -> bool:
         """Whether most predictions are."""
         return self.bad[0] >= STILL_BAD
+
+
+class Search(NamedTuple):
+    """How few removals end some predictions."""
+
+    smallest: int | None
+    """Number of groups; None where even the most do not."""
+    most: int
+    """Groups that were tried to be removed at once."""
+    removed: Bool[np.ndarray, " n"]
+    """Examples of the smallest removal, or of the largest where none is enough."""
+    before: Removal
+    """With all examples, in retrains that chose nothing, as are those that follow."""
+    after: Removal
+    """Without the removed."""
+    after_random: Removal
+    """Without as many random ones of the same labels."""
 
 
 def task(experiment: Experiment, chosen: Int[np.ndarray, " t"]) -> Task:
@@ -88,6 +105,39 @@ def measure(plan: Planned, to_end: Bool[np.ndarray, " t"]) -> Removal:
     return Removal(share_interval(bad.mean(1), len(bad)), interval(values[..., 0].mean(1)))
 
 
+def search(
+    retrain: Callable[[Bool[np.ndarray, "s n"], bool], Removal],
+    order: Int[np.ndarray, " g"],
+    columns: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    seeds: int,
+    control: tuple[int, ...],
+) -> Search:
+    """Find the smallest removal by bisection, and judge it by retrains that chose nothing.
+
+    Args:
+        retrain: with what is removed in each retrain, and whether to judge by it.
+        order: groups, in which they go.
+        columns: the group of every example.
+        labels: of the examples.
+        seeds: retrains of a removal.
+        control: seed of the random removals.
+    """
+
+    def first(count: int) -> Bool[np.ndarray, "s n"]:
+        return np.tile(np.isin(columns, order[:count]), (seeds, 1))
+
+    def still_bad(count: int) -> bool:
+        return retrain(first(count), False).still_bad
+
+    largest = most(len(order))
+    count = smallest(still_bad, largest) if still_bad(0) else 0
+    removed = first(largest if count is None else count)
+    random = random_like(labels, removed[0], seeds, control)
+    judged = (retrain(each, True) for each in (first(0), removed, random))
+    return Search(count, largest, removed[0], *judged)
+
+
 def most(groups: int) -> int:
     """How many groups may have to go: a tenth, but one at least, and never all."""
     return min(max(1, round(MOST_SHARE * groups)), groups - 1)
@@ -132,6 +182,17 @@ def predicted(
     gone = np.cumsum(np.concatenate([np.zeros((len(rows), 1)), rows[:, :most]], axis=1), axis=1)
     still = ((kept[:, None] - gone > 0) == to_end[:, None]).mean(0) >= STILL_BAD
     return None if still.all() else int(still.argmin())
+
+
+def described(found: Search) -> dict[str, Any]:
+    """What a search found, as trace.json has it."""
+    cells = {"before": found.before, "after": found.after, "after_random": found.after_random}
+    return {
+        "smallest": found.smallest,
+        "most": found.most,
+        "bad": {name: cell.bad for name, cell in cells.items()},
+        "output": {name: cell.output for name, cell in cells.items()},
+    }
 
 
 def said(summary: dict[str, Any]) -> str:

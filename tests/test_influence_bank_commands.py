@@ -113,7 +113,7 @@ def test_status_takes_its_rate_from_when_units_were_finished(partial):
 
 def test_status_needs_no_data_and_writes_nothing(whole, capsys, monkeypatch):
     before = sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*"))
-    monkeypatch.setattr("influence.pipeline.prepare", None)
+    monkeypatch.setattr("influence.sweeping.prepare", None)
     assert main(["status", str(whole)]) == 0
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
 

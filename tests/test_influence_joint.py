@@ -17,10 +17,10 @@ from influence.experiment import Targets, prepare
 from influence.joint import choose_targets
 from influence.joint_verification import cells, in_order, is_confirmed, measure, planned
 from influence.levels import levels, part_names, reason_against
-from influence.pipeline import load_experiment
 from influence.quality import Quality
 from influence.refinement import best_alpha, joint_variance, to_split
 from influence.run import Run
+from influence.sweeping import load_experiment
 from influence.terms_file import TermRow, read_terms, save_terms
 from training.bank import Bank
 from training.data import DataConfig
