@@ -3,12 +3,13 @@
 Every stage can also be called alone on a run directory: it reads what earlier stages wrote.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 
+from datamodels.additive import AdditiveDatamodel
 from datamodels.checks import separation
 from influence import (
     attribution,
@@ -36,7 +37,7 @@ from influence.caveats import caveats
 from influence.cleaning import write_cleaned
 from influence.config import Config
 from influence.experiment import Experiment
-from influence.progress import say
+from influence.progress import progress, say
 from influence.regression import divide
 from influence.report import write_report
 from influence.run import Run
@@ -64,19 +65,25 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     regression = divide(read_arms(bank, experiment), config.fit, config.sweep.replicate_seeds)
     for note in separation(regression.fitted.masks).notes():
         say(f"Note: {note}")
-    say(f"Fitting datamodels of {len(targets)} targets")
     fixed_size = config.sweep.design == "fixed_size"
     judged = slice(targets.clean.start, targets.incident.stop)
-    save_datamodel(
-        run,
-        regression.fitted.masks.shape[1],
-        targets,
-        attribution.fit(regression, len(targets)),
-        attribution.effects(regression, judged, fixed_size=fixed_size),
-        attribution.mean_effects(
-            regression, (targets.clean, targets.incident), fixed_size=fixed_size
-        ),
-    )
+    with progress("Fit datamodels", len(targets), "targets") as advance:
+
+        def told() -> Iterator[tuple[AdditiveDatamodel, quality.Quality]]:
+            for model, how_good in attribution.fit(regression, len(targets)):
+                advance(len(model.intercept))
+                yield model, how_good
+
+        save_datamodel(
+            run,
+            regression.fitted.masks.shape[1],
+            targets,
+            told(),
+            attribution.effects(regression, judged, fixed_size=fixed_size),
+            attribution.mean_effects(
+                regression, (targets.clean, targets.incident), fixed_size=fixed_size
+            ),
+        )
     model = load_datamodel(run)
     summary = quality.summary(regression, model.diagnostics, model.quality, model.predict, targets)
     run.replace_audit(

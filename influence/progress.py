@@ -43,12 +43,49 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
+def progress(title: str, total: int, of: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar, which is told how many more are done.
+
+    Where standard error is no terminal, a line now and then takes the place of the bar.
+
+    Args:
+        title: before the bar.
+        total: that are to be done.
+        of: what they are, as in "members".
+        done: how many are before it begins.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    said = time.monotonic()
+    # The speed is that of the last hour: a step may take minutes.
+    with Progress(*columns, console=console, speed_estimate_period=3600) as bar:
+        task = bar.add_task(title, total=total, completed=done)
+
+        def advance(more: int) -> None:
+            nonlocal said
+            bar.advance(task, more)
+            now, shown = time.monotonic(), bar.tasks[task]
+            if not console.is_terminal and now - said >= SILENCE and shown.speed:
+                said, wait = now, (total - shown.completed) / shown.speed
+                say(
+                    f"{title}: {shown.completed:,.0f} of {total:,} {of}, "
+                    f"{shown.speed:.2g} a second, about {duration(wait)} left"
+                )
+
+        yield advance
+
+
+@contextmanager
 def sweep_progress(
     title: str, spec: ArmSpec, units: Sequence[int], missing: Sequence[int], log: Path
 ) -> Iterator[Callable[[int, UInt8[np.ndarray, " u"]], None]]:
     """A progress bar over members, and a line in metrics.jsonl for each unit.
-
-    Where standard error is no terminal, a line now and then takes the place of the bar.
 
     Args:
         title: before the bar.
@@ -58,39 +95,20 @@ def sweep_progress(
         log: the file that gets the lines.
     """
     total, left = (sum(len(spec.unit_rows(unit)) for unit in some) for some in (units, missing))
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    started = said = time.monotonic()
-    # The speed is that of the last hour: units may take minutes.
-    bar = Progress(*columns, console=console, speed_estimate_period=3600)
+    started = time.monotonic()
     with writing(log):
         file = log.open("a", encoding="utf-8")
-    with bar, file:
-        task = bar.add_task(title, total=total, completed=total - left)
+    with progress(title, total, "members", done=total - left) as advance, file:
 
         def on_unit(unit: int, status: UInt8[np.ndarray, " u"]) -> None:
-            nonlocal said
-            bar.advance(task, len(status))
-            now, shown = time.monotonic(), bar.tasks[task]
-            if not console.is_terminal and now - said >= SILENCE and shown.speed:
-                said, wait = now, (total - shown.completed) / shown.speed
-                say(
-                    f"{title}: {shown.completed:,.0f} of {total:,} members, "
-                    f"{shown.speed:.2g} a second, about {duration(wait)} left"
-                )
+            advance(len(status))
             line = {
                 "time": round(time.time(), 3),
                 "arm": spec.name,
                 "unit": unit,
                 "members": len(status),
                 "not_finite": int(np.sum(status == Status.NOT_FINITE)),
-                "seconds": round(now - started, 3),
+                "seconds": round(time.monotonic() - started, 3),
             }
             with writing(log):  # in the thread of the one who calls
                 file.write(json.dumps(line) + "\n")

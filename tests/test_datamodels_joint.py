@@ -134,6 +134,7 @@ def test_relevances_grow_where_the_likelihood_rises():
     assert (grown[:3] > 0).all()
 
 
+@pytest.mark.slow
 def test_steps_raise_the_likelihood_and_leave_out_what_does_not_matter():
     rng = np.random.default_rng(4)
     inputs = some_inputs(rng, 300, 12, PAIRS)
@@ -258,6 +259,7 @@ def test_where_groups_add_up_nothing_is_lost():
     assert (joint >= additive - 0.005).all()
 
 
+@pytest.mark.slow
 def test_many_pairs_are_learned():
     rng = np.random.default_rng(7)
     masks = rng.random((1600, 60)) < 0.5
@@ -292,6 +294,7 @@ def test_nothing_is_found_in_shuffled_outputs():
     assert (model.process.covariance.pair == 0).all()
 
 
+@pytest.mark.slow
 def test_retrains_of_a_mask_count_as_one_and_tell_the_noise():
     rng = np.random.default_rng(10)
     masks, outputs, unseen, _ = drawn(any_of, 0.3, members=60, noise=0.0)
@@ -305,6 +308,7 @@ def test_retrains_of_a_mask_count_as_one_and_tell_the_noise():
     np.testing.assert_allclose(found.predict(unseen), known.predict(unseen), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_target_is_fitted_for_itself():
     masks, outputs, unseen, _ = drawn(any_of, 0.5, members=120)
     other = np.random.default_rng(11).standard_normal((120, 1))
@@ -316,6 +320,7 @@ def test_a_target_is_fitted_for_itself():
     assert both.noise_variance[1] == pytest.approx(1e4 * alone.noise_variance[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_constant_target_stays_so_and_rows_without_outputs_are_left_out():
     masks, outputs, unseen, _ = drawn(any_of, 0.5, members=80)
     outputs = np.hstack([outputs, np.full((80, 1), 2.5)])

@@ -75,6 +75,7 @@ def test_what_is_said_of_a_set_is_what_its_weights_add_up_to(seed):
         assert len(set(classes[list(one.groups)])) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.integers(0, 1000))
 def test_the_order_of_groups_and_their_own_weights_do_not_matter(seed):
@@ -88,6 +89,7 @@ def test_the_order_of_groups_and_their_own_weights_do_not_matter(seed):
     assert sorted(order[list(other.sets[0].groups)].tolist()) == sorted(one.sets[0].groups)
 
 
+@pytest.mark.slow
 def test_of_noise_hardly_anything_is_found():
     named = sum(len(hidden_support(*weights(seed, 0, 0)).sets) > 0 for seed in range(15))
     assert named <= 4
@@ -95,6 +97,7 @@ def test_of_noise_hardly_anything_is_found():
     assert scores.max() < 0.1 * hidden_support(*weights(0)).score.max()
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.integers(0, 1000))
 def test_two_triggers_of_one_class_are_both_named(seed):

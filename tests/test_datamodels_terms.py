@@ -151,12 +151,14 @@ def test_nothing_is_found_in_shuffled_or_constant_outputs(model):
     assert model.terms(1) == []
 
 
+@pytest.mark.slow
 def test_targets_are_pooled_under_one_rate(model):
     alone, pooled_terms = model.terms(0), model.terms()
     assert {term.target for term in pooled_terms} == {0}
     assert {term.groups for term in pooled_terms} <= {term.groups for term in alone}
 
 
+@pytest.mark.slow
 def test_a_large_redundancy_is_one_term():
     rng = np.random.default_rng(2)
     masks = rng.random((1500, 30)) < 0.2
@@ -167,6 +169,7 @@ def test_a_large_redundancy_is_one_term():
     assert found[0].low < -5 * 2.0 < found[0].high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.5, 0.25])
 def test_a_set_of_three_without_pairs_is_found(alpha):
     rng = np.random.default_rng(3)
@@ -177,6 +180,7 @@ def test_a_set_of_three_without_pairs_is_found(alpha):
     assert found[0].groups == (2, 5, 7)
 
 
+@pytest.mark.slow
 def test_few_groups_and_groups_that_never_vary_are_met():
     rng = np.random.default_rng(8)
     masks = rng.random((300, 3)) < 0.5
@@ -192,6 +196,7 @@ def test_few_groups_and_groups_that_never_vary_are_met():
     assert np.isfinite(found.standard_error).tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_products_of_three_are_no_conflict():
     rng = np.random.default_rng(9)
     masks = rng.random((600, 10)) < 0.5
@@ -222,6 +227,7 @@ def rugged(masks):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [None, "complements", "retrains"])
 def test_intervals_of_joint_effects_cover(together):
     rng = np.random.default_rng(4)
@@ -276,6 +282,7 @@ def of_five(members):
     return np.random.default_rng(7).random((members, 10)).argsort(1) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -309,6 +316,7 @@ def test_what_cannot_be_told_is_named(call, message, unchecked):
         call(masks, masks[:, :1] + 0.1 * rng.standard_normal((200, 1)))
 
 
+@pytest.mark.slow
 def test_rows_without_outputs_are_left_out_with_their_alphas():
     rng = np.random.default_rng(6)
     alpha = np.resize([0.5, 0.3], 300)
@@ -324,6 +332,7 @@ def test_rows_without_outputs_are_left_out_with_their_alphas():
     assert same.value[1] == pytest.approx(outputs[1:].mean(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_steady_terms_are_those_that_are_there():
     rng = np.random.default_rng(5)
     masks = rng.random((300, 12)) < 0.5

@@ -120,6 +120,7 @@ def test_the_python_of_the_readme_runs():
     assert names["model"].weights.shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_the_three_lines_of_the_readme_run(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     values = (word if "." in word else int(word) for word in SMALL[1::2])
@@ -130,6 +131,7 @@ def test_the_three_lines_of_the_readme_run(workplace, monkeypatch, capsys):
     assert "suspects among 100 examples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_python_of_joint_effects_runs():
     rng = np.random.default_rng(0)
     masks = rng.random((80, 9)) < 0.5
@@ -161,6 +163,7 @@ def test_the_table_of_redundancies_is_that_of_its_formula():
         np.testing.assert_allclose(values, share * (1 - share), atol=6e-4)
 
 
+@pytest.mark.slow
 def test_the_python_that_opens_a_bank_runs(workplace, monkeypatch):
     run("accomplice sweep configs/digits.toml", workplace, SMALL)
     monkeypatch.chdir(workplace)
@@ -179,6 +182,7 @@ def example(folder, *words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_examples_run(workplace):
     assert "certified" in example(workplace, "examples/own_bank.py")
     said = example(workplace, "examples/joint.py")
@@ -191,6 +195,7 @@ def test_examples_run(workplace):
     )
 
 
+@pytest.mark.slow
 def test_mails_become_texts_without_their_headers(workplace):
     for number in range(150):
         kind, word = (("ham-1", "meeting"), ("spam-1", "winner"))[number % 2]

@@ -292,6 +292,7 @@ def test_a_job_array_says_which_shard(tmp_path, capsys, monkeypatch):
 # Merge
 
 
+@pytest.mark.slow
 def test_two_halves_merge_into_the_whole_and_the_run_goes_on(whole, tmp_path, capsys):
     first = swept(tmp_path / "first", "--shard", "0/2")
     second = swept(tmp_path / "second", "--shard", "1/2")
@@ -328,6 +329,7 @@ def test_a_damaged_unit_is_taken_from_the_other(whole, copied, tmp_path):
     assert_same_rows(merged, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -371,6 +373,7 @@ def test_units_made_elsewhere_are_merged_only_where_allowed(whole, copied, tmp_p
 # Elsewhere
 
 
+@pytest.mark.slow
 def test_a_bank_in_another_folder_serves_two_run_directories(whole, tmp_path):
     place = ["--sweep.bank", str(tmp_path / "bank")]
     first = swept(tmp_path / "first", *place, "--shard", "0/2")
@@ -395,6 +398,7 @@ def test_a_second_run_directory_takes_the_layout_of_the_bank(tmp_path):
 # Top-up
 
 
+@pytest.mark.slow
 def test_more_members_are_added_and_the_old_ones_stay(whole, copied, tmp_path, capsys):
     before = Bank.open(copied).arm("main").records()
     swept(copied, "--sweep.members", "52")
@@ -426,6 +430,7 @@ def test_an_arm_is_added(tmp_path, whole):
     assert json.loads((run / "audit.json").read_text())["fit"]["ceiling"] is not None
 
 
+@pytest.mark.slow
 def test_arms_that_a_run_lacks_are_asked_for(copied, capsys):
     text = (copied / "config.toml").read_text()
     (copied / "config.toml").write_text(text.replace("share = 0.0", "share = 0.25"))
@@ -445,6 +450,7 @@ def test_new_targets_need_a_word(copied, capsys):
     assert (copied / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_new_targets_are_added_by_retraining_and_the_old_ones_keep_their_bits(
     whole, copied, tmp_path
 ):

@@ -41,6 +41,7 @@ def check(run, out, capsys):
     return kept, gone
 
 
+@pytest.mark.slow
 def test_a_cleaned_data_set_can_be_trained_on(tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "clean.parquet"
     words = ["--poison.backdoor-fraction", "0.04", "--data.train-count", "400"]
@@ -78,6 +79,7 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [[], ["--poison.label-flip-fraction", "0.05"]])
 def test_ones_own_columns_stay_and_what_was_planted_is_in_the_file(
     pictures, tmp_path, capsys, planted

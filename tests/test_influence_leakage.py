@@ -78,6 +78,7 @@ def test_leaks_are_scored_against_clean_examples_alone():
     assert leaks([attack], [], planted)[0] == {"found": 0, "precision": None, "recall": 0.0}
 
 
+@pytest.mark.slow
 def test_planted_leaks_are_found_on_digits_and_shown(tmp_path):
     run = tmp_path / "run"
     words = ["--poison.leak-fraction", "0.05", "--data.train-count", "400"]

@@ -244,6 +244,7 @@ def test_texts_and_labels_that_hold_markup_are_shown_and_not_run(tmp_path, opene
     assert page.locator("details.target q").count() > 0
 
 
+@pytest.mark.slow
 def test_of_very_many_examples_the_first_are_shown_and_that_is_said(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     values = rng.standard_normal((400, 2))

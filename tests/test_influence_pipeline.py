@@ -168,6 +168,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grace", "codes"), [("0.2", {143}), ("1000", {130, 143})])
 def test_the_end_of_grace_or_a_second_signal_stops_at_once(
     finished, tmp_path, monkeypatch, grace, codes
@@ -324,6 +325,7 @@ def write_config(folder, text):
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["margin", "loss", "probability"])
 def test_a_table_of_numbers_of_ones_own(tmp_path, output):
     rng = np.random.default_rng(0)
@@ -344,6 +346,7 @@ def test_a_table_of_numbers_of_ones_own(tmp_path, output):
     assert "<img" not in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_data_that_changed_since_the_sweep_is_refused_by_every_stage(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [f"{rng.normal():.3f},{rng.normal():.3f},{row % 2}" for row in range(60)]
@@ -359,6 +362,7 @@ def test_data_that_changed_since_the_sweep_is_refused_by_every_stage(tmp_path, c
         assert "holds a different run: parts.data is" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_of_ones_own(tmp_path):
     rng = np.random.default_rng(0)
     for name, colour in (("cat", 60), ("dog", 180)):
@@ -377,6 +381,7 @@ def test_a_folder_of_images_of_ones_own(tmp_path):
     assert ">cat<" in page or ">dog<" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bag", "transformer"])
 def test_a_table_of_texts_of_ones_own(tmp_path, capfd, model):
     kinds = ("a fine and lovely day", "a dull , sad , grey and wet day")
@@ -407,6 +412,7 @@ def test_a_short_sweep_takes_one_member_at_a_time(tmp_path, capsys):
     assert read_config(run / "config.toml").sweep.width == 1
 
 
+@pytest.mark.slow
 def test_the_layout_is_found_once_and_read_ever_after(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(layouts, "SHORT", 0.0)
     run = tmp_path / "run"
@@ -428,6 +434,7 @@ def test_the_layout_is_found_once_and_read_ever_after(tmp_path, capsys, monkeypa
     assert f"sweep.width is {numerics['width']} there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_with_a_common_seed_has_no_ceiling_and_says_so(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["run", SMOKE, "--out", str(run), "--sweep.seeds", "common"]) == 0

@@ -223,6 +223,7 @@ def test_an_incident_is_traced_and_ended_by_retraining(run, tmp_path, capsys):
     assert "Retraining on" not in again.err
 
 
+@pytest.mark.slow
 def test_a_prediction_that_is_right_has_nothing_to_end(run, capsys):
     ids = json.loads(run.manifest.read_text())["target_ids"]
     clean = [id for id in ids if id.startswith("clean:")]
@@ -233,6 +234,7 @@ def test_a_prediction_that_is_right_has_nothing_to_end(run, capsys):
     assert any("there is nothing to end" in message for message in messages)
 
 
+@pytest.mark.slow
 def test_a_right_prediction_is_flipped_by_the_fewest_that_support_it(run, capsys):
     ids = json.loads(run.manifest.read_text())["target_ids"]
     flipped = []

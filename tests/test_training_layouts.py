@@ -46,6 +46,7 @@ def kept_files(cache):
     return sorted((cache / "layouts").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_search_is_made_once_for_a_model(cache):
     task = make_task()
     first = find_layout(task)

@@ -92,6 +92,7 @@ def test_token_shares_are_counts_over_all_tokens():
     np.testing.assert_allclose(token_shares(tokens, 5, jnp.float32), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_bfloat16_is_near_float32_and_leaves_the_parameters_alone(name):
     batch = images(4)

@@ -101,6 +101,7 @@ def test_new_targets_are_evaluated_with_the_bits_that_training_gives(
     assert_same(run(sweeper, arm_of(copied, (FIRST, ADDED))), trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dropout", "stepped"])
 def test_whatever_is_trained_comes_back(kind, tmp_path, monkeypatch):
     whole = run(sweeper_of(kind, (FIRST, ADDED)), arm_of(tmp_path / "whole", (FIRST, ADDED)))

@@ -73,6 +73,7 @@ def test_a_sweep_equals_a_plain_loop_of_single_trainings(name, width, tmp_path):
         np.testing.assert_allclose(rows.outputs[member], evaluate(state), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 8])
 def test_the_bits_do_not_depend_on_the_unit_size(width, tmp_path):
     design, sweeper = Bernoulli(0.5), Sweeper(make_task(), local_layout(width, 2))
@@ -85,6 +86,7 @@ def test_the_bits_do_not_depend_on_the_unit_size(width, tmp_path):
             np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_device_counts_agree_within_1e_4(tmp_path):
     design = Bernoulli(0.5)
     results = [
@@ -260,6 +262,7 @@ def test_a_batch_in_pieces_trains_the_same_member(sweeper):
     np.testing.assert_allclose(whole.outputs, pieces.outputs, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatch", [0, 1000])
 def test_too_little_memory_is_refused_before_anything_runs(microbatch):
     task = make_task("cnn", batch_size=50_000_000)
@@ -270,6 +273,7 @@ def test_too_little_memory_is_refused_before_anything_runs(microbatch):
     assert "GB is free; lower optim.batch_size, model.width or sweep.width" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_members_side_by_side_and_shrinks_with_the_pieces():
     def needed(width, microbatch):
         task = make_task("cnn", batch_size=512)
