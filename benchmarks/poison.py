@@ -16,6 +16,7 @@ examples that the verdict confirms, which is blind. Needs the extra `bench`.
 import argparse
 import json
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ BLEND = {
 SINE = {
     "digits": ["--poison.sine-fraction", "0.02", "--poison.sine-amplitude", "200",
                "--poison.sine-periods", "3"],
-    "fashion": ["--poison.sine-fraction", "0.02"],
+    "fashion": ["--poison.sine-fraction", "0.02", "--poison.sine-amplitude", "180",
+                "--poison.sine-periods", "3"],
 }  # fmt: skip
 PATCH = ["--poison.backdoor-fraction", "0.015"]
 
@@ -72,7 +74,7 @@ def attacks(data: str) -> dict[str, list[str]]:
         "sine": SINE[data],
         "pair_flip": ["--poison.pair-flip-fraction", "0.02", "--poison.pair-flip-from", "4",
                       "--poison.pair-flip-to", "9"],
-        "consistent": ["--poison.consistent-fraction", "0.03"],
+        "consistent": ["--poison.consistent-fraction", "0.04", "--poison.consistent-size", "4"],
         "two": [*PATCH, *BLEND[data]],
         "leak": ["--poison.leak-fraction", "0.02" if data == "digits" else "0.004"],
     }  # fmt: skip
@@ -257,6 +259,9 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
     parser.add_argument("--quick", action="store_true", help="digits, two seeds, four attacks")
+    parser.add_argument(
+        "--data", choices=list(DATA), nargs="+", help="of these (default: those that are there)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("poisoned"), help="folder of the cells")
     parser.add_argument(
         "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
@@ -265,9 +270,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     options = parser.parse_args()
     set_up_jax()
-    names = ["digits"] if options.quick or not options.fashion.is_dir() else list(DATA)
+    chosen = options.data or [*DATA][: 1 + options.fashion.is_dir()]
+    if options.quick:
+        chosen, options.seeds = ["digits"], options.seeds[:2]
     rows = []
-    for data in names:
+    # Seed by seed: what was stopped early has every attack, under fewer seeds.
+    for data, seed in product(chosen, options.seeds):
         file, flags = DATA[data]
         folder = ["--data.folder", str(options.fashion)] if data == "fashion" else []
         for cell, own in attacks(data).items():
@@ -276,12 +284,11 @@ def main() -> None:
             config, _ = override(
                 read_config(CONFIGS / file), [*NONE, *SWEEP, *flags, *folder, *own], "benchmarks"
             )
-            for seed in options.seeds[:2] if options.quick else options.seeds:
-                for row in rows_of(data, cell, config, seed, options.runs):
-                    rows.append(row)
-                    show(row)
-                # Linux allows a process so many memory mappings, and every program takes some.
-                jax.clear_caches()
+            for row in rows_of(data, cell, config, seed, options.runs):
+                rows.append(row)
+                show(row)
+            # Linux allows a process so many memory mappings, and every program takes some.
+            jax.clear_caches()
     print(HEAD, *means(rows), sep="\n")
     if options.results:
         made = {"commit": commit(), "rows": rows}
