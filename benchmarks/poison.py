@@ -33,7 +33,7 @@ from influence.config import Config, override, read_config
 from influence.detection import ATTACK_WORKED, detection_metrics
 from influence.experiment import Experiment
 from influence.jax_setup import set_up_jax
-from influence.tracing import trace
+from influence.tracing import suspected_sets, trace
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NONE = ["--poison.label-flip-fraction", "0", "--poison.backdoor-fraction", "0"]
@@ -206,13 +206,12 @@ def commit() -> str:
 def traces(run: Any, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
     """The rank of every training example, from each prediction of the incident alone."""
     weights, columns = load_datamodel(run).weights, mask_columns(experiment)
-    incident = experiment.targets.incident
-    return [
-        trace(weights, experiment.targets, columns, np.array([at]), np.array([True]), True).rank()[
-            columns
-        ]
-        for at in range(incident.start, incident.stop)
+    targets, sets = experiment.targets, suspected_sets(run.read_audit(), experiment)
+    ranks = [
+        trace(weights, targets, columns, np.array([at]), np.array([True]), True, sets).rank()
+        for at in range(targets.incident.start, targets.incident.stop)
     ]
+    return [rank[columns] for rank in ranks]
 
 
 def ordered(suspicion: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

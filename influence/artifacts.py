@@ -293,6 +293,7 @@ def save_trace(
         "label": np.asarray(experiment.train.examples.labels),
         "drive": traced.drive[columns],
         "backing": traced.backing[columns],
+        "together": traced.together[columns],
         "rank": traced.rank()[columns],
         "removed": np.isin(experiment.train.ids, summary["removed"]),
     }

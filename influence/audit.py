@@ -192,7 +192,8 @@ def suspect_judged(
 ) -> Suspicion:
     """Rank the examples by what retraining showed.
 
-    Confirmed sets come first. The others are ranked by their output in models that did not train
+    Confirmed sets come first, with an incident as well: its few predictions show a set of many by
+    small weights that are noisy. The others are ranked by their output in models that did not train
     on them: out of bag, where half of what is like them is mostly there, and without any suspect;
     added, as what one of the two says alone may be by chance.
 
@@ -203,8 +204,12 @@ def suspect_judged(
             where it is not known.
     """
     unseen = scores.out_of_bag + np.where(np.isfinite(held_out), held_out, scores.out_of_bag)
-    blind = rank_of(np.lexsort((unseen, np.where(np.isfinite(support), -support, np.inf))))
-    return Suspicion(blind, _with_incident([-blind.astype(float)], scores))
+    confirmed = np.isfinite(support)
+    blind = rank_of(np.lexsort((unseen, np.where(confirmed, -support, np.inf))))
+    incident = _with_incident([-blind.astype(float)], scores)
+    if incident is not None:
+        incident = rank_of(np.lexsort((incident, ~confirmed)))
+    return Suspicion(blind, incident)
 
 
 def _with_incident(

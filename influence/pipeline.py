@@ -201,8 +201,10 @@ def trace_stage(
     if len(model.intercept) != len(targets):
         raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
     to_end = tracing.label_is_bad(targets, chosen) | flip
+    # What supports a right prediction is to be ended by the fewest, not by whole sets.
+    sets = [] if flip else tracing.suspected_sets(run.read_audit(), experiment)
     traced = tracing.trace(
-        model.weights, targets, columns, chosen, to_end, experiment.higher_is_better
+        model.weights, targets, columns, chosen, to_end, experiment.higher_is_better, sets
     )
     order = traced.order()
 

@@ -2,24 +2,29 @@
 
 A datamodel's weights on one prediction are noisy where many examples with a common trigger share
 it. But those examples support one another as well, which thousands of other weights show: so an
-example is ranked by how much it and the ones that drive the prediction support each other.
+example is ranked by how much it and the ones that drive the prediction support each other. Where
+the audit found sets that do so, a set is ranked as the one thing that it is, by its weights added.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from influence.arms import mask_columns, positions_of
 from influence.audit import Weights, rank_of
-from influence.experiment import Targets
+from influence.experiment import Experiment, Targets
 from influence.hidden_support import MOST_SEARCHED, majority_labels, on_each_other
+from influence.members import target_blocks
 from training.errors import UserError, nearest
 
 OWN = 0.1
 """Share of an example's weight on itself that counts, since memorisation raises it. A single wrong
 label that nothing else backs is first with it, and a trigger's examples stay before all others."""
+USUAL = 0.95
+"""Share of the clean targets to which a set that is behind a prediction adds less than to it."""
 MOST_TARGETS = 10
 """That may be traced together: more are no incident but the audit of a class."""
 
@@ -32,10 +37,19 @@ class Traced(NamedTuple):
     backing: Float[np.ndarray, " g"]
     """How much it supports itself, by its drive, and, in the class that drives the predictions,
     how much it and the others support each other. 0 where there are too many groups for it."""
+    together: Float[np.ndarray, " g"]
+    """What the set that it is in drives as a whole, if it does so for hardly a clean target; of
+    several sets the most. 0 in none."""
 
     def order(self) -> Int[np.ndarray, " g"]:
-        """The groups, the most suspicious first: by backing, and those without by drive."""
-        return np.lexsort((-self.drive, -self.backing))
+        """The groups, the most suspicious first.
+
+        Sets that drive the predictions, and what drives them more than any set does; then by
+        backing, and those without by drive.
+        """
+        most = self.together.max()
+        alone = np.where((most > 0) & (self.drive > most), self.drive, 0)
+        return np.lexsort((-self.drive, -self.backing, -np.maximum(self.together, alone)))
 
     def rank(self) -> Int[np.ndarray, " g"]:
         """1 for the most suspicious group."""
@@ -80,6 +94,23 @@ def label_is_bad(targets: Targets, chosen: Int[np.ndarray, " t"]) -> Bool[np.nda
     return (chosen >= targets.incident.start) & (chosen < targets.incident.stop)
 
 
+def suspected_sets(audit: dict[str, Any], experiment: Experiment) -> list[Int[np.ndarray, " _"]]:
+    """Groups of each set that the audit found, as retraining completed it where it did.
+
+    Args:
+        audit: what audit.json holds.
+        experiment: of the run.
+    """
+    found = audit["verdict"]["sets"] if "verdict" in audit else audit.get("hidden_sets") or []
+    columns, ids = mask_columns(experiment), experiment.train.ids.tolist()
+    sizes = np.bincount(columns)
+    inside = [
+        np.bincount(columns[positions_of(ids, one["examples"])], minlength=len(sizes))
+        for one in found
+    ]
+    return [np.flatnonzero(2 * count >= sizes) for count in inside]
+
+
 def rows_of(weights: Weights, chosen: Int[np.ndarray, " t"]) -> Float[np.ndarray, "t g"]:
     """The weights of all groups on single targets."""
     return np.stack([weights(slice(at, at + 1))[:, 0] for at in chosen.tolist()])
@@ -92,6 +123,7 @@ def trace(
     chosen: Int[np.ndarray, " t"],
     to_end: Bool[np.ndarray, " t"],
     higher_is_better: bool,
+    sets: Sequence[Int[np.ndarray, " _"]] = (),
 ) -> Traced:
     """How far each group is behind some predictions.
 
@@ -103,6 +135,7 @@ def trace(
         to_end: of each, whether its label is the prediction in question (`label_is_bad`, or a right
             one that is to be flipped); else it is any other.
         higher_is_better: False for an output such as the loss.
+        sets: groups that may act together (`suspected_sets`).
     """
     raises = to_end == higher_is_better
     drive = (np.where(raises, 1, -1)[:, None] * rows_of(weights, chosen)).mean(0)
@@ -115,7 +148,19 @@ def trace(
         within = weight[np.ix_(driving, driving)]
         np.fill_diagonal(within, 0)
         backing[driving] += np.maximum((within + within.T) @ positive[driving] / 2, 0)
-    return Traced(drive, backing)
+    together = np.zeros(len(drive))
+    for groups in sets:
+        whole, clean = drive[groups].sum(), _on_clean(weights, targets, groups)
+        if whole > np.quantile(np.abs(clean), USUAL):
+            together[groups] = np.maximum(together[groups], whole)
+    return Traced(drive, backing, together)
+
+
+def _on_clean(
+    weights: Weights, targets: Targets, groups: Int[np.ndarray, " k"]
+) -> Float[np.ndarray, " t"]:
+    """What some groups add to each clean target."""
+    return np.concatenate([weights(block)[groups].sum(0) for block in target_blocks(targets.clean)])
 
 
 def _driving_class(

@@ -141,6 +141,30 @@ def test_of_too_many_groups_the_drive_alone_ranks(monkeypatch):
     np.testing.assert_array_equal(found.order(), np.argsort(-found.drive, kind="stable"))
 
 
+def test_a_set_that_drives_a_prediction_is_ranked_as_one():
+    weights, targets = planted_weights(0)
+    one, lone = targets.incident.start, 31
+    weights[:, one] = 0.05
+    weights[PLANTED, one] = 0.1
+    weights[PLANTED, targets.clean] = 0.01
+    weights[lone, one] = 0.9
+    natural = np.setdiff1d(np.arange(0, GROUPS, 3), PLANTED)[:8]
+    weights[natural, one] = 0.2
+    weights[natural, targets.clean] = 0.3
+
+    def order(sets):
+        return trace(lambda block: weights[:, block], targets, np.arange(GROUPS),
+                     np.array([one]), np.array([True]), True, sets).order()  # fmt: skip
+
+    assert set(order([PLANTED, natural])[: len(PLANTED)]) == set(PLANTED)
+    # What a set does for clean targets as well says nothing of this prediction.
+    np.testing.assert_array_equal(order([natural]), order([]))
+    # An example that alone drives it more than the whole set is before it.
+    weights[lone, one] = 0.1 * len(PLANTED) + 0.1
+    assert order([PLANTED])[0] == lone
+    assert set(order([PLANTED])[1 : len(PLANTED) + 1]) == set(PLANTED)
+
+
 @given(st.integers(1, 200), st.integers(1, 300))
 def test_bisection_finds_the_smallest_number(limit, needed):
     asked = []
