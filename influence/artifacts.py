@@ -24,6 +24,7 @@ from influence.audit import Scores, Suspicion, redundant
 from influence.experiment import Experiment, Targets
 from influence.quality import Found, Quality, found_in
 from influence.run import Run
+from influence.tables import write_table
 from influence.tracing import Traced
 from influence.verdict import Verdicts
 from training.arm import TARGET_BLOCK
@@ -236,10 +237,7 @@ def save_scores(
         **_verdict_columns(flagged, verdicts),
         "planted": planted,
     }
-    temporary = run.scores.with_suffix(".partial")
-    with writing(run.scores):
-        pq.write_table(pa.table(columns), temporary)
-        temporary.replace(run.scores)
+    write_table(run.scores, pa.table(columns))
 
 
 def _verdict_columns(
@@ -297,9 +295,6 @@ def save_trace(
         "rank": traced.rank()[columns],
         "removed": np.isin(experiment.train.ids, summary["removed"]),
     }
-    temporary = run.traced.with_suffix(".partial")
-    with writing(run.traced):
-        pq.write_table(pa.table(table), temporary)
-        temporary.replace(run.traced)
+    write_table(run.traced, pa.table(table))
     with writing(run.trace):
         write_atomically(run.trace, (json.dumps(summary, indent=1) + "\n").encode())

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from datamodels.terms import Term
 from influence.quality import FALSE_DISCOVERIES
 from influence.run import Run
+from influence.tables import write_table
 from training.errors import UserError, reason
-from training.files import writing
 
 Status = Literal["undecided", "found", "confirmed", "failed"]
 
@@ -97,10 +97,7 @@ SCHEMA = pa.schema(
 def save_terms(run: Run, rows: Sequence[TermRow]) -> None:
     """Write terms.parquet, in the place of an older one."""
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], SCHEMA)
-    temporary = run.terms.with_suffix(".partial")
-    with writing(run.terms):
-        pq.write_table(table, temporary)
-        temporary.replace(run.terms)
+    write_table(run.terms, table)
 
 
 def read_terms(run: Run) -> list[TermRow]:
