@@ -96,7 +96,8 @@ def hidden_support(
     """Search every class for sets that support one another and no clean targets.
 
     A set is grown from each of many groups: from those that it supports most, and then again and
-    again from those that the set supports most, until it stays the same.
+    again from those that the set supports most beyond what they do for the clean targets that it
+    helps most, until it stays the same.
 
     Args:
         own: datamodel weight of keeping each group (row) on each group as a target (column), in
@@ -209,7 +210,14 @@ def _sizes(
     for size in _ladder(min(count // 2, most)):
         counted = _counted(size, clean.shape[1], groups)
         sets, hidden = _grow(
-            padded, targets, there, jnp.asarray(starts), size, counted, min(most, widest)
+            padded,
+            targets,
+            there,
+            jnp.asarray(starts),
+            size,
+            counted,
+            min(most, widest),
+            _counted(most, clean.shape[1], groups),
         )
         yield np.asarray(sets)[:, :count], np.asarray(hidden)
 
@@ -227,7 +235,7 @@ def _ladder(most: int) -> list[int]:
     return sizes
 
 
-@partial(jax.jit, static_argnames="most")
+@partial(jax.jit, static_argnames=("most", "most_counted"))
 def _grow(
     support: Float[Array, "c c"],
     clean: Float[Array, "c t"],
@@ -236,7 +244,14 @@ def _grow(
     size: Int[Array, ""] | int,
     counted: Int[Array, ""] | int,
     most: int,
+    most_counted: int,
 ) -> tuple[Bool[Array, "s c"], Float[Array, " s"]]:
+    share = jnp.where(jnp.arange(most_counted) < counted, 1.0, 0.0)[None] / counted
+
+    def most_helped(sets: Float[Array, "s c"]) -> tuple[Float[Array, "s u"], Int[Array, "s u"]]:
+        values, targets = jax.lax.top_k(sets @ clean, most_counted)
+        return values, targets
+
     def largest(values: Float[Array, "s c"]) -> Bool[Array, "s c"]:
         _, first = jax.lax.top_k(jnp.where(there[None], values, -jnp.inf), most)
         taken = jnp.broadcast_to(jnp.arange(most)[None] < size, first.shape)
@@ -247,7 +262,12 @@ def _grow(
         state: tuple[Bool[Array, "s c"], Bool[Array, ""], Int[Array, ""]],
     ) -> tuple[Bool[Array, "s c"], Bool[Array, ""], Int[Array, ""]]:
         before, _, count = state
-        after = largest(before.astype(jnp.float32) @ support)
+        one = before.astype(jnp.float32)
+        _, targets = most_helped(one)
+        row = jnp.arange(len(one))[:, None]
+        shares = jnp.zeros((len(one), clean.shape[1])).at[row, targets].set(share)
+        # Half of what each group adds to size (support - clean).
+        after = largest(one @ support - size / 2 * (shares @ clean.T))
         return after, (after != before).any(), count + 1
 
     first = largest(support[starts])
@@ -256,9 +276,7 @@ def _grow(
     )
     one = sets.astype(jnp.float32)
     mean = ((one @ support) * one).sum(1) / size
-    given = jnp.sort(one @ clean, axis=1)[:, ::-1]
-    most_helped = jnp.arange(clean.shape[1])[None] < counted
-    helped = jnp.where(most_helped, given, 0).sum(1) / counted
+    helped = (share * most_helped(one)[0]).sum(1)
     excess = mean - helped
     alone = jnp.where(excess > 0, 1 - jnp.maximum(helped, 0) / jnp.maximum(mean, 1e-30), 1)
     return sets, size * excess * alone
