@@ -40,7 +40,7 @@ def search(
     sign = 1.0 if higher_is_better else -1.0
     return datamodels.hidden_support(
         on_each_other(weights, targets, group_of, higher_is_better),
-        sign * _all(weights, targets.clean),
+        sign * weights_on(weights, targets.clean),
         majority_labels(targets, group_of),
     )
 
@@ -73,7 +73,8 @@ def commonest(labels: Int[np.ndarray, " k"]) -> int:
     return int(np.bincount(labels).argmax())
 
 
-def _all(weights: Weights, targets: slice) -> Float[np.ndarray, "g t"]:
+def weights_on(weights: Weights, targets: slice) -> Float[np.ndarray, "g t"]:
+    """The weights of all groups on some targets."""
     return np.concatenate([weights(block) for block in target_blocks(targets)], axis=1)
 
 

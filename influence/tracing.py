@@ -16,8 +16,12 @@ from jaxtyping import Bool, Float, Int
 from influence.arms import mask_columns, positions_of
 from influence.audit import Weights, rank_of
 from influence.experiment import Experiment, Targets
-from influence.hidden_support import MOST_SEARCHED, majority_labels, on_each_other
-from influence.members import target_blocks
+from influence.hidden_support import (
+    MOST_SEARCHED,
+    majority_labels,
+    on_each_other,
+    weights_on,
+)
 from training.errors import UserError, nearest
 
 OWN = 0.1
@@ -149,18 +153,13 @@ def trace(
         np.fill_diagonal(within, 0)
         backing[driving] += np.maximum((within + within.T) @ positive[driving] / 2, 0)
     together = np.zeros(len(drive))
-    for groups in sets:
-        whole, clean = drive[groups].sum(), _on_clean(weights, targets, groups)
-        if whole > np.quantile(np.abs(clean), USUAL):
-            together[groups] = np.maximum(together[groups], whole)
+    if sets:
+        clean = weights_on(weights, targets.clean)
+        for groups in sets:
+            whole, usual = drive[groups].sum(), np.quantile(np.abs(clean[groups].sum(0)), USUAL)
+            if whole > usual:
+                together[groups] = np.maximum(together[groups], whole)
     return Traced(drive, backing, together)
-
-
-def _on_clean(
-    weights: Weights, targets: Targets, groups: Int[np.ndarray, " k"]
-) -> Float[np.ndarray, " t"]:
-    """What some groups add to each clean target."""
-    return np.concatenate([weights(block)[groups].sum(0) for block in target_blocks(targets.clean)])
 
 
 def _driving_class(
