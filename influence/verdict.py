@@ -39,9 +39,9 @@ class Candidates(NamedTuple):
     """What is retrained."""
 
     suspects: Bool[np.ndarray, " n"]
-    sets: tuple[Int[np.ndarray, " k"], ...]
+    sets: tuple[Int[np.ndarray, " _"], ...]
     """Training examples that support one another, as rows; all are suspects."""
-    random: tuple[Int[np.ndarray, " k"], ...]
+    random: tuple[Int[np.ndarray, " _"], ...]
     """For each set as many random examples of the same labels."""
     sameness: tuple[float, ...]
     """How equal what each set has in common is in all of its examples (`pattern`)."""
@@ -136,8 +136,8 @@ class Cells(NamedTuple):
 
 
 def random_sets(
-    labels: Int[np.ndarray, " n"], sets: Sequence[Int[np.ndarray, " k"]], seed: int
-) -> list[Int[np.ndarray, " k"]]:
+    labels: Int[np.ndarray, " n"], sets: Sequence[Int[np.ndarray, " _"]], seed: int
+) -> list[Int[np.ndarray, " _"]]:
     """For each set as many random examples of the same labels."""
     drawn = [
         random_like(labels, _mask(rows, len(labels)), 1, (seed, 4, number))
