@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import jax
@@ -149,9 +150,9 @@ class Prepared:
         problem, rest = self.folds.problem(products), self.folds.problems(products)
         if penalty == "ridge":
             tried = ridge.penalties(problem.masks, len(outputs))
-            position, error = choose(_ridge_errors(self.folds.parts, rest, outputs, tried), choice)
+            position, error = choose(self._ridge_errors(rest, outputs, tried), choice)
             lam = tried[position]
-            weights = ridge.solve_each(problem, lam)
+            weights = ridge.solve(problem, self._spectrum, lam)
             gap = ridge.relative_gap(weights, problem, lam)
         else:
             top = largest_lam(problem)
@@ -162,6 +163,29 @@ class Prepared:
         energy = np.where(problem.energy > 0, problem.energy, np.nan)
         diagnostics = FitDiagnostics(lam, gap, 1 - error / energy, problem.energy == 0)
         return AdditiveDatamodel(intercept.astype(np.float32), weights, diagnostics)
+
+    @cached_property
+    def _spectrum(self) -> ridge.Spectrum:
+        return ridge.spectrum(self.folds.whole.gram)
+
+    @cached_property
+    def _unseen(self) -> list[ridge.Unseen]:
+        return [ridge.Unseen.of(fold.masks, fold.others) for fold in self.folds.parts]
+
+    def _ridge_errors(
+        self,
+        rest: Sequence[Moments],
+        outputs: Float[np.ndarray, "m t"],
+        penalties: Float[np.ndarray, " p"],
+    ) -> Float[np.ndarray, "f p t"]:
+        """Mean squared errors of every fold's rows, which the problem of the rest predicts."""
+        parts = zip(self._unseen, rest, self.folds.parts, strict=True)
+        return np.stack(
+            [
+                unseen.errors(problem, outputs[fold.rows], penalties)
+                for unseen, problem, fold in parts
+            ]
+        )
 
 
 def prepare(
@@ -254,23 +278,6 @@ def _error(
 ) -> Float[Array, " t"]:
     predicted = masks.astype(jnp.float32) @ weights - (mean_mask @ weights)[None]
     return jnp.square(actual - predicted).mean(0)
-
-
-def _ridge_errors(
-    parts: Sequence[Fold],
-    rest: Sequence[Moments],
-    outputs: Float[np.ndarray, "m t"],
-    penalties: Float[np.ndarray, " p"],
-) -> Float[np.ndarray, "f p t"]:
-    """Mean squared errors of every fold's rows; arguments as of `lasso_errors`."""
-    errors = np.empty((len(parts), len(penalties), outputs.shape[1]))
-    for number, (fold, own) in enumerate(zip(parts, rest, strict=True)):
-        actual = outputs[fold.rows] - own.mean_output
-        for position, penalty in enumerate(penalties):
-            weights = ridge.solve(own, float(penalty))
-            predicted = fold.masks @ weights - own.masks.mean_mask @ weights
-            errors[number, position] = np.square(actual - predicted).mean(0)
-    return errors
 
 
 def choose(

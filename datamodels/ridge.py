@@ -1,16 +1,52 @@
-"""Ridge regression of many targets at once, by Cholesky's factors.
+"""Ridge regression of many targets at once, by the eigenvectors of the Gram matrix.
 
     minimise over w:  |y - Z w|^2 / (2 m) + r |w|^2 / 2,
 
-with centred masks Z (m, g) in mask units and centred outputs y. Every target has the same
-penalty r, which has no unit, so one factor serves them all.
+with centred masks Z (m, g) in mask units and centred outputs y. With Z'Z / m = B diag(v) B', the
+solution is B diag(1 / (v + r)) B' Z'y / m: one decomposition serves all targets and penalties r,
+which have no unit.
 """
 
-import numpy as np
-from jaxtyping import Float
-from scipy.linalg import cho_factor, cho_solve
+from typing import NamedTuple
 
-from datamodels.moments import Factored, Moments, Regressors, deviation, select
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+from scipy.linalg import eigh
+
+from datamodels.moments import Factored, Gram, Moments, Regressors, deviation
+
+ROUNDING = 1e-10
+"""Of the largest eigenvalue, below which one is none."""
+
+
+class Spectrum(NamedTuple):
+    """A Gram matrix as basis diag(values) basis'."""
+
+    values: Float[np.ndarray, " k"]
+    basis: Float32[np.ndarray, "g k"]
+
+    def coordinates(self, problem: Moments) -> Float32[np.ndarray, "k t"]:
+        """Of Z'y / m, which has no part outside of the basis, in units of the outputs' deviations:
+        in these, float32 neither over- nor underflows."""
+        return self.basis.T @ (problem.correlation / deviation(problem)).astype(np.float32)
+
+    def shrunk(
+        self, coordinates: Float32[np.ndarray, "k t"], penalty: Float[np.ndarray, " t"] | float
+    ) -> Float32[np.ndarray, "k t"]:
+        """Coordinates of the weights."""
+        return coordinates / (self.values[:, None] + penalty).astype(np.float32)
+
+
+def spectrum(gram: Gram) -> Spectrum:
+    """Decompose a Gram matrix; of one that is not written out, by its rows, which are fewer."""
+    if isinstance(gram, Factored):
+        rows = gram.centred_rows()
+        values, own = eigh(rows @ rows.T)
+        there = values > ROUNDING * values[-1]
+        values, basis = values[there], rows.T @ (own[:, there] / np.sqrt(values[there]))
+    else:
+        values, basis = eigh(gram)
+    return Spectrum(np.maximum(values, 0), basis.astype(np.float32))
 
 
 def penalties(masks: Regressors, rows: int) -> Float[np.ndarray, " p"]:
@@ -24,28 +60,12 @@ def penalties(masks: Regressors, rows: int) -> Float[np.ndarray, " p"]:
     return max(float(variances.sum()), 1e-12) / rows * np.geomspace(30, 0.01, 16)
 
 
-def solve(problem: Moments, penalty: float) -> Float[np.ndarray, "g t"]:
-    """The weights, float64."""
-    gram, correlation = problem.masks.gram, problem.correlation
-    if not isinstance(gram, Factored):
-        return cho_solve(_factor(gram, penalty), correlation)
-    # (rows'rows + r)^-1 c = (c - rows' (rows rows' + r)^-1 rows c) / r, of the size of the rows.
-    rows = gram.centred_rows()
-    inner = cho_solve(_factor(rows @ rows.T, penalty), rows @ correlation)
-    return (correlation - rows.T @ inner) / penalty
-
-
-def solve_each(problem: Moments, penalty: Float[np.ndarray, " t"]) -> Float[np.ndarray, "g t"]:
-    """The weights of targets with a penalty each, float32."""
-    weights = np.empty(problem.correlation.shape, np.float32)
-    for value in np.unique(penalty):
-        own = penalty == value
-        weights[:, own] = solve(select(problem, np.flatnonzero(own)), float(value))
-    return weights
-
-
-def _factor(gram: Float[np.ndarray, "k k"], penalty: float) -> tuple[np.ndarray, bool]:
-    return cho_factor(gram + penalty * np.eye(len(gram)), lower=True)
+def solve(
+    problem: Moments, own: Spectrum, penalty: Float[np.ndarray, " t"]
+) -> Float32[np.ndarray, "g t"]:
+    """The weights of targets with a penalty each; `own` is of the problem's Gram matrix."""
+    scaled = own.basis @ own.shrunk(own.coordinates(problem), penalty)
+    return scaled * deviation(problem).astype(np.float32)
 
 
 def relative_gap(
@@ -58,3 +78,37 @@ def relative_gap(
     slope = problem.correlation - problem.masks.gram @ weights.astype(np.float64)
     slope -= penalty * weights
     return np.square(slope).sum(0) / penalty / np.square(deviation(problem))
+
+
+class Unseen(NamedTuple):
+    """The rows of a fold, and what predicts them."""
+
+    own: Spectrum
+    """Of all other rows."""
+    along: Float32[np.ndarray, "r k"]
+    """The fold's masks, less the others' mean, in the coordinates of their basis."""
+
+    @classmethod
+    def of(cls, masks: Bool[np.ndarray, "r g"], others: Regressors) -> "Unseen":
+        """Of a fold's masks."""
+        own = spectrum(others.gram)
+        return cls(own, (masks - others.mean_mask).astype(np.float32) @ own.basis)
+
+    def errors(
+        self,
+        problem: Moments,
+        outputs: Float[np.ndarray, "r t"],
+        penalties: Float[np.ndarray, " p"],
+    ) -> Float[np.ndarray, "p t"]:
+        """Mean squared errors of the fold's rows.
+
+        Args:
+            problem: of all other rows.
+            outputs: of the fold's.
+            penalties: to try.
+        """
+        unit = deviation(problem)
+        actual = ((outputs - problem.mean_output) / unit).astype(np.float32)
+        coordinates = self.own.coordinates(problem)
+        predictions = (self.along @ self.own.shrunk(coordinates, one) for one in penalties.tolist())
+        return np.stack([np.square(actual - found).mean(0) for found in predictions]) * unit**2

@@ -157,6 +157,16 @@ def test_ridge_equals_sklearn_and_is_certified(members, groups):
     assert (model.diagnostics.relative_gap >= 0).all()
 
 
+@pytest.mark.parametrize("scale", [1e-28, 1e28])
+def test_ridge_of_outputs_of_another_scale_is_the_same(scale):
+    masks, outputs, *_ = sparse_bank(8, 40, 90, noise=1.0)
+    outputs = outputs.astype(np.float64)
+    model = fit(masks, outputs, penalty="ridge")
+    scaled = fit(masks, scale * outputs, penalty="ridge")
+    np.testing.assert_allclose(scaled.weights / scale, model.weights, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(scaled.diagnostics.lam, model.diagnostics.lam)
+
+
 def test_ridge_is_better_where_every_group_matters_and_the_lasso_where_few_do():
     rng = np.random.default_rng(9)
     masks = draw_masks(rng, 300, 100)
