@@ -22,14 +22,13 @@ a trigger make much by chance, too, so what counts is the median over all classe
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt32
 from scipy.stats import norm
 
 LEAST_SIZE = 4
@@ -209,16 +208,7 @@ def _sizes(
     most = max(LEAST_SIZE, round(MOST_SHARE * groups))
     for size in _ladder(min(count // 2, most)):
         counted = _counted(size, clean.shape[1], groups)
-        sets, hidden = _grow(
-            padded,
-            targets,
-            there,
-            jnp.asarray(starts),
-            size,
-            counted,
-            min(most, widest),
-            _counted(most, clean.shape[1], groups),
-        )
+        sets, hidden = _grow(padded, targets, there, jnp.asarray(starts), size, counted)
         yield np.asarray(sets)[:, :count], np.asarray(hidden)
 
 
@@ -235,7 +225,7 @@ def _ladder(most: int) -> list[int]:
     return sizes
 
 
-@partial(jax.jit, static_argnames=("most", "most_counted"))
+@jax.jit
 def _grow(
     support: Float[Array, "c c"],
     clean: Float[Array, "c t"],
@@ -243,43 +233,56 @@ def _grow(
     starts: Int[Array, " s"],
     size: Int[Array, ""] | int,
     counted: Int[Array, ""] | int,
-    most: int,
-    most_counted: int,
 ) -> tuple[Bool[Array, "s c"], Float[Array, " s"]]:
-    share = jnp.where(jnp.arange(most_counted) < counted, 1.0, 0.0)[None] / counted
+    def most_helped(sets: Float[Array, "s c"]) -> tuple[Bool[Array, "s t"], Float[Array, "s t"]]:
+        given = sets @ clean
+        return largest(given, counted), given
 
-    def most_helped(sets: Float[Array, "s c"]) -> tuple[Float[Array, "s u"], Int[Array, "s u"]]:
-        values, targets = jax.lax.top_k(sets @ clean, most_counted)
-        return values, targets
-
-    def largest(values: Float[Array, "s c"]) -> Bool[Array, "s c"]:
-        _, first = jax.lax.top_k(jnp.where(there[None], values, -jnp.inf), most)
-        taken = jnp.broadcast_to(jnp.arange(most)[None] < size, first.shape)
-        start = jnp.broadcast_to(jnp.arange(len(first))[:, None], first.shape)
-        return jnp.zeros(values.shape, bool).at[start, first].set(taken)
+    def grown(values: Float[Array, "s c"]) -> Bool[Array, "s c"]:
+        return largest(jnp.where(there[None], values, -jnp.inf), size)
 
     def step(
         state: tuple[Bool[Array, "s c"], Bool[Array, ""], Int[Array, ""]],
     ) -> tuple[Bool[Array, "s c"], Bool[Array, ""], Int[Array, ""]]:
         before, _, count = state
         one = before.astype(jnp.float32)
-        _, targets = most_helped(one)
-        row = jnp.arange(len(one))[:, None]
-        shares = jnp.zeros((len(one), clean.shape[1])).at[row, targets].set(share)
+        targets, _ = most_helped(one)
         # Half of what each group adds to size (support - clean).
-        after = largest(one @ support - size / 2 * (shares @ clean.T))
+        helped = targets.astype(jnp.float32) @ clean.T / counted
+        after = grown(one @ support - size / 2 * helped)
         return after, (after != before).any(), count + 1
 
-    first = largest(support[starts])
+    first = grown(support[starts])
     sets, *_ = jax.lax.while_loop(
         lambda state: state[1] & (state[2] < STEPS), step, (first, jnp.array(True), jnp.array(0))
     )
     one = sets.astype(jnp.float32)
     mean = ((one @ support) * one).sum(1) / size
-    helped = (share * most_helped(one)[0]).sum(1)
+    targets, given = most_helped(one)
+    helped = jnp.where(targets, given, 0).sum(1) / counted
     excess = mean - helped
     alone = jnp.where(excess > 0, 1 - jnp.maximum(helped, 0) / jnp.maximum(mean, 1e-30), 1)
     return sets, size * excess * alone
+
+
+def largest(values: Float32[Array, "s c"], count: Int[Array, ""] | int) -> Bool[Array, "s c"]:
+    """The largest of each row, as many as `count`, at most c; of equal ones the first.
+
+    By bisection over the bits of the last of them: sorting the rows would take most of a search.
+    """
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    # Whole numbers in the order of the floats.
+    order = jnp.where(bits >= sign, ~bits, bits | sign)
+
+    def decide(place: Int[Array, ""], last: UInt32[Array, " s"]) -> UInt32[Array, " s"]:
+        raised = last | (sign >> place.astype(jnp.uint32))
+        enough = (order >= raised[:, None]).sum(1) >= count
+        return jnp.where(enough, raised, last)
+
+    last = jax.lax.fori_loop(0, 32, decide, jnp.zeros(len(values), jnp.uint32))[:, None]
+    above, equal = order > last, order == last
+    return above | (equal & (jnp.cumsum(equal, 1) <= count - above.sum(1, keepdims=True)))
 
 
 def _trimmed(

@@ -1,12 +1,13 @@
 """Sets that support one another and no clean target: the search for what a trigger leaves."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodels import hidden_support
-from datamodels.support import GROWTH, LEAST_SIZE, MOST_SHARE, HiddenSet, _outstanding
+from datamodels.support import GROWTH, LEAST_SIZE, MOST_SHARE, HiddenSet, _outstanding, largest
 
 CLASSES, EACH, TARGETS = 8, 30, 120
 TRIGGER = np.arange(3, 15)
@@ -27,6 +28,22 @@ def weights(seed, trigger=0.6, kind=0.6, noise=0.02):
     clean[np.ix_(KIND, np.arange(TARGETS * len(KIND) // groups))] += kind
     np.fill_diagonal(own, 5.0)
     return own.astype(np.float32), clean.astype(np.float32), classes
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-np.inf, -1e30, -2.5, 0.0, 1e-40, 3.0]), min_size=7, max_size=7),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 7),
+)
+def test_the_largest_of_each_row_are_the_first_of_its_order(rows, count):
+    values = np.array(rows, np.float32)
+    first = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    expected = np.zeros(values.shape, bool)
+    np.put_along_axis(expected, first, True, axis=1)
+    np.testing.assert_array_equal(largest(jnp.asarray(values), count), expected)
 
 
 @settings(max_examples=6)
