@@ -59,7 +59,16 @@ and its bank:
 Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 """
 
-STAGES = ("fit", "audit", "verify", "report")
+STAGES = {
+    "fit": "Fit datamodels on the bank's members, judge them on masks that no fit saw, and "
+    "estimate effects: writes datamodel/, and audit.json anew.",
+    "audit": "Score and rank the training examples by what the bank and the datamodels show, and "
+    "flag the first: writes scores.parquet.",
+    "verify": "Judge by retraining what the audit flagged, and retrain without what is confirmed: "
+    "writes verification/, scores.parquet and audit.json.",
+    "report": "Write report.html from what the other stages left.",
+}
+"""The stages of a run that take nothing but the run, and what each does."""
 COMMANDS = ("run", "sweep", *STAGES, "refine", "trace", "clean", "status", "export", "merge")
 DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
@@ -229,26 +238,35 @@ def _config_path(path: Path) -> tuple[Path, Path]:
     return path, Path("runs") / path.stem
 
 
-def _stage(command: str, rest: list[str]) -> int:
-    more = f" [{JOINT}]" if command == "verify" else ""
-    if {"-h", "--help"} & set(rest):
-        print(f"usage: accomplice {command} RUN{more}\n\nSee accomplice --help.")
-        return 0
-    of_terms = command == "verify" and JOINT in rest
-    rest = [word for word in rest if not (of_terms and word == JOINT)]
-    if len(rest) != 1:
-        raise UserError(f"accomplice {command} takes one run directory, got {len(rest)} words")
+class _Parser(argparse.ArgumentParser):
+    """Raises mistakes as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; usage: {' '.join(self.format_usage().split()[1:])}")
+
+
+def _stage(command: str, words: list[str]) -> int:
+    parser = _Parser(f"accomplice {command}", description=STAGES[command])
+    parser.add_argument("run", metavar="RUN", type=Path)
+    if command == "verify":
+        parser.add_argument(
+            JOINT,
+            action="store_true",
+            help="instead retrain with groups that act together kept, dropped, and each alone: "
+            "writes the measured effects into terms.parquet",
+        )
+    options = parser.parse_args(words)
     _start()
     from influence import joint_stages, pipeline
     from influence.sweeping import load_experiment
 
-    run, experiment, bank = load_experiment(Path(rest[0]))
+    run, experiment, bank = load_experiment(options.run)
     match command:
         case "fit":
             pipeline.fit_stage(run, experiment, bank)
         case "audit":
             pipeline.audit_stage(run, experiment, bank)
-        case "verify" if of_terms:
+        case "verify" if options.joint:
             joint_stages.verify_joint_stage(run, experiment)
         case "verify":
             pipeline.verify_stage(run, experiment)
@@ -256,13 +274,6 @@ def _stage(command: str, rest: list[str]) -> int:
             pipeline.report_stage(run, experiment)
     print(f"{command}: done, see {run.path.resolve()}")
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises mistakes as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; usage: {' '.join(self.format_usage().split()[1:])}")
 
 
 def _status(words: list[str]) -> int:

@@ -58,8 +58,8 @@ def test_no_command_shows_the_help_and_fails(capsys):
         (["run"], "name a config: accomplice run"),
         (["run", "nowhere.toml"], "cannot read the config nowhere.toml"),
         (["fit", "nowhere"], "nowhere is no run directory"),
-        (["fit"], "fit takes one run directory, got 0"),
-        (["report", "a", "b"], "report takes one run directory, got 2"),
+        (["fit"], "the following arguments are required: RUN; usage: accomplice fit"),
+        (["report", "a", "b"], "unrecognized arguments: b; usage: accomplice report"),
     ],
 )
 def test_a_wrong_call(capsys, words, message):
