@@ -48,7 +48,7 @@ DATA = {
         "fashion_mnist.toml",
         [
             *("--model.name", "mlp", "--model.width", "128", "--optim.steps", "500"),
-            *("--sweep.unit", "64", "--fit.held-out", "200"),
+            *("--sweep.unit", "64", "--fit.held-out", "200", "--fit.penalty", "ridge"),
         ],
     ),
 }
