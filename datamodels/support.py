@@ -40,8 +40,8 @@ STARTS = 512
 """Groups of a class from which sets are grown."""
 WORK = 400_000
 """Starts times groups of the largest class: of larger ones there are fewer starts."""
-STEPS = 30
-"""Exchanges of groups after which a set that still changes is left."""
+STEPS = 12
+"""Times that a set is exchanged for what it supports most."""
 KEPT = 12
 """Sets of one size and class that are looked at further."""
 MOST_SETS = 10
@@ -96,7 +96,7 @@ def hidden_support(
 
     A set is grown from each of many groups: from those that it supports most, and then again and
     again from those that the set supports most beyond what they do for the clean targets that it
-    helps most, until it stays the same.
+    and the sets before helped most. The best of these counts.
 
     Args:
         own: datamodel weight of keeping each group (row) on each group as a target (column), in
@@ -225,6 +225,17 @@ def _ladder(most: int) -> list[int]:
     return sizes
 
 
+class _Growth(NamedTuple):
+    """Sets in the making, and the best of each so far."""
+
+    sets: Bool[Array, "s c"]
+    against: Float[Array, "s c"]
+    """What each group adds to the clean targets that were helped most: the mean over the steps."""
+    best: Bool[Array, "s c"]
+    hidden: Float[Array, " s"]
+    """Hidden support of the best."""
+
+
 @jax.jit
 def _grow(
     support: Float[Array, "c c"],
@@ -234,35 +245,36 @@ def _grow(
     size: Int[Array, ""] | int,
     counted: Int[Array, ""] | int,
 ) -> tuple[Bool[Array, "s c"], Float[Array, " s"]]:
-    def most_helped(sets: Float[Array, "s c"]) -> tuple[Bool[Array, "s t"], Float[Array, "s t"]]:
-        given = sets @ clean
-        return largest(given, counted), given
+    """A game of sets against clean targets: each step the best answer to all choices before, which
+    settles where the answer to the last one goes back and forth (fictitious play, Brown 1951)."""
 
     def grown(values: Float[Array, "s c"]) -> Bool[Array, "s c"]:
         return largest(jnp.where(there[None], values, -jnp.inf), size)
 
-    def step(
-        state: tuple[Bool[Array, "s c"], Bool[Array, ""], Int[Array, ""]],
-    ) -> tuple[Bool[Array, "s c"], Bool[Array, ""], Int[Array, ""]]:
-        before, _, count = state
-        one = before.astype(jnp.float32)
-        targets, _ = most_helped(one)
-        # Half of what each group adds to size (support - clean).
-        helped = targets.astype(jnp.float32) @ clean.T / counted
-        after = grown(one @ support - size / 2 * helped)
-        return after, (after != before).any(), count + 1
+    def step(number: Int[Array, ""], state: _Growth) -> _Growth:
+        one = state.sets.astype(jnp.float32)
+        given, within = one @ clean, one @ support
+        helped = largest(given, counted)
+        mean = (within * one).sum(1) / size
+        taken = jnp.where(helped, given, 0).sum(1) / counted
+        excess = mean - taken
+        alone = jnp.where(excess > 0, 1 - jnp.maximum(taken, 0) / jnp.maximum(mean, 1e-30), 1)
+        hidden = size * excess * alone
+        better = hidden > state.hidden
+        now = helped.astype(jnp.float32) @ clean.T / counted
+        against = state.against + (now - state.against) / (number + 1).astype(jnp.float32)
+        return _Growth(
+            # Half of what each group adds to size (support - clean).
+            grown(within - size / 2 * against),
+            against,
+            jnp.where(better[:, None], state.sets, state.best),
+            jnp.where(better, hidden, state.hidden),
+        )
 
     first = grown(support[starts])
-    sets, *_ = jax.lax.while_loop(
-        lambda state: state[1] & (state[2] < STEPS), step, (first, jnp.array(True), jnp.array(0))
-    )
-    one = sets.astype(jnp.float32)
-    mean = ((one @ support) * one).sum(1) / size
-    targets, given = most_helped(one)
-    helped = jnp.where(targets, given, 0).sum(1) / counted
-    excess = mean - helped
-    alone = jnp.where(excess > 0, 1 - jnp.maximum(helped, 0) / jnp.maximum(mean, 1e-30), 1)
-    return sets, size * excess * alone
+    start = _Growth(first, jnp.zeros(first.shape), first, jnp.full(len(first), -jnp.inf))
+    end = jax.lax.fori_loop(0, STEPS, step, start)
+    return end.best, end.hidden
 
 
 def largest(values: Float32[Array, "s c"], count: Int[Array, ""] | int) -> Bool[Array, "s c"]:

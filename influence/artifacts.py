@@ -216,7 +216,7 @@ def save_scores(
         experiment: of the run.
         scores: of the bank.
         suspicion: the ranks of both protocols.
-        flagged: what is retrained.
+        flagged: what is suspicious by itself.
         verdicts: what retraining showed; None before.
     """
     rank = suspicion.rank(experiment.protocol)
@@ -254,7 +254,7 @@ def _verdict_columns(
             "probability": unknown,
             "status": status.astype(object),
         }
-    judged = np.where(np.isfinite(verdicts.examples.margin), "not confirmed", status)
+    judged = np.where(np.isfinite(verdicts.probability), "not confirmed", status)
     return {
         "held_out_margin": verdicts.examples.margin,
         "held_out_q": verdicts.examples.q,

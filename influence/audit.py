@@ -237,8 +237,14 @@ def rank_of(order: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return rank
 
 
-def flag(rank: Int[np.ndarray, " n"], budget: float) -> Bool[np.ndarray, " n"]:
-    """The first `budget` (a share of all examples) of the rank; at least one, and never all."""
+def flag(scores: Scores, protocol: str, budget: float) -> Bool[np.ndarray, " n"]:
+    """The first `budget` (a share of all examples) by what each shows by itself.
+
+    At least one, and never all. Sets with a hidden support are judged as sets, beside the flagged:
+    natural kinds among them would take the places of what is suspicious by itself.
+    """
+    alone = suspect(scores._replace(hidden_support=np.zeros_like(scores.hidden_support)))
+    rank = alone.rank(protocol)
     return rank <= np.clip(round(budget * len(rank)), 1, len(rank) - 1)
 
 

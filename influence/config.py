@@ -50,7 +50,8 @@ class AuditConfig:
     """incident: what is flagged comes from the bad predictions as well, where there are any; blind:
     from training examples and clean targets alone."""
     budget: float = 0.06
-    """Share of the training examples that is flagged: the first of the suspicion rank."""
+    """Share of the training examples that is flagged: the most suspicious by themselves. Sets that
+    support one another are judged beside them."""
     seeds: int = 16
     """Retrains of each removal and control."""
     seed: int = 0

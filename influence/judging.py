@@ -21,6 +21,7 @@ from influence.verdict import (
     cells_of,
     judge,
     random_sets,
+    suspects_of,
 )
 from training.errors import UserError
 from training.examples import Examples, concatenate
@@ -59,10 +60,8 @@ def trial(
     random = random_sets(labels, sets, audit.seed)
     patterns = [pattern.common(inputs, rows) for rows in (*sets, *random)]
     classes = [commonest(labels[rows]) for rows in sets]
-    suspects = flagged.copy()
-    for rows in sets:
-        suspects[rows] = True
     sameness = tuple(one.sameness for one in patterns[: len(sets)])
+    suspects = suspects_of(flagged, sets)
     found = Candidates(suspects, tuple(sets), tuple(random), sameness)
     return Trial(
         found,
@@ -139,7 +138,7 @@ def described(experiment: Experiment, found: Verdicts) -> dict[str, Any]:
     """The `verdict` section of audit.json, with examples by id."""
     ids, labels = experiment.train.ids, np.asarray(experiment.train.examples.labels)
     return {
-        "suspects": int(np.isfinite(found.examples.margin).sum()),
+        "suspects": int(np.isfinite(found.probability).sum()),
         "confirmed": int(found.confirmed.sum()),
         "unit": found.unit,
         "sets": [

@@ -117,7 +117,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         experiment.higher_is_better,
     )
     suspicion = suspect(scores)
-    flagged = flag(suspicion.rank(experiment.protocol), config.audit.budget)
+    flagged = flag(scores, experiment.protocol, config.audit.budget)
     save_scores(run, experiment, scores, suspicion, flagged)
     run.replace_audit(
         fit=run.read_audit()["fit"],

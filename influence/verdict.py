@@ -33,14 +33,19 @@ LEVEL = 0.05
 DRAWS = 2
 """Random removals for each seed: of fewer than 1 / LEVEL in all, one bad example alone could not be
 told from the lowest of the random ones."""
+BACKED = 1 / 3
+"""Share of a set that is flagged from which all of it is suspect: of what is mislabelled in one way
+some are backed by the others. Of natural kinds, whose rare examples any model without them
+contradicts, fewer are flagged."""
 
 
 class Candidates(NamedTuple):
     """What is retrained."""
 
     suspects: Bool[np.ndarray, " n"]
+    """Training examples that are judged one by one (`suspects_of`)."""
     sets: tuple[Int[np.ndarray, " _"], ...]
-    """Training examples that support one another, as rows; all are suspects."""
+    """Training examples that support one another, as rows."""
     random: tuple[Int[np.ndarray, " _"], ...]
     """For each set as many random examples of the same labels."""
     sameness: tuple[float, ...]
@@ -96,7 +101,7 @@ class Verdicts(NamedTuple):
 
     @property
     def probability(self) -> Float[np.ndarray, " n"]:
-        """That each is planted, by itself or with its set; NaN where it is no suspect."""
+        """That each is planted, by itself or with its set; NaN where neither was judged."""
         found = self.examples.probability.copy()
         for one in self.sets:
             found[one.rows] = np.fmax(found[one.rows], one.probability)
@@ -133,6 +138,16 @@ class Cells(NamedTuple):
         """In the order in which they are retrained."""
         first = [self.everything, self.without_suspects, *self.without_random]
         return [*first, *self.without_set, *self.without_random_set]
+
+
+def suspects_of(
+    flagged: Bool[np.ndarray, " n"], sets: Sequence[Int[np.ndarray, " _"]]
+) -> Bool[np.ndarray, " n"]:
+    """The flagged, and sets of which many are."""
+    suspects = flagged.copy()
+    for rows in sets:
+        suspects[rows] |= flagged[rows].mean() >= BACKED
+    return suspects
 
 
 def random_sets(

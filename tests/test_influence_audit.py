@@ -59,20 +59,23 @@ def test_a_common_scale_of_the_evidence_does_not_matter():
     )
 
 
-@pytest.mark.parametrize(("budget", "count"), [(0.06, 6), (0.001, 1), (0.999, 99)])
-def test_the_budget_decides_how_many_are_flagged(budget, count):
-    rank = np.random.default_rng(0).permutation(100) + 1
-    flagged = flag(rank, budget)
-    assert flagged.sum() == count
-    assert rank[flagged].max() == count
-
-
-def make_scores(incident):
+def make_scores(incident, examples=20):
     rng = np.random.default_rng(0)
-    columns = rng.standard_normal((len(Scores._fields), 20))
+    columns = rng.standard_normal((len(Scores._fields), examples))
     scores = Scores(*columns)
     return scores._replace(incident_weight=scores.incident_weight if incident else
-                           np.full(20, np.nan))  # fmt: skip
+                           np.full(examples, np.nan))  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["blind", "incident"])
+@pytest.mark.parametrize(("budget", "count"), [(0.06, 6), (0.001, 1), (0.999, 99)])
+def test_the_budget_decides_how_many_are_flagged_and_sets_take_no_places(budget, count, protocol):
+    scores = make_scores(True, 100)
+    flagged = flag(scores, protocol, budget)
+    assert flagged.sum() == count
+    alone = scores._replace(hidden_support=np.zeros(100))
+    assert suspect(alone).rank(protocol)[flagged].max() == count
+    np.testing.assert_array_equal(flag(alone, protocol, budget), flagged)
 
 
 def test_the_blind_rank_never_sees_the_incident():

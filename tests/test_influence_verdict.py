@@ -43,6 +43,14 @@ def test_cells_leave_out_what_they_say():
     assert len(cells.all()) == 2 + verdict.DRAWS + 2 * len(found.sets)
 
 
+def test_sets_of_which_many_are_flagged_are_suspect_as_a_whole():
+    flagged = np.isin(np.arange(30), [0, 1, 10, 20])
+    backed, natural = np.arange(6), np.arange(10, 20)
+    found = verdict.suspects_of(flagged, [backed, natural])
+    assert np.flatnonzero(found).tolist() == [*range(6), 10, 20]
+    assert flagged.sum() == 4
+
+
 def made(labels, found, cells, *, contradicted=(), transferred=()):
     """Margins of members of which some examples are contradicted, and some sets transfer."""
     rng = np.random.default_rng(1)
