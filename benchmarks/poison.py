@@ -57,8 +57,8 @@ BLEND = {
     "fashion": ["--poison.blend-fraction", "0.015"],
 }
 SINE = {
-    "digits": ["--poison.sine-fraction", "0.02", "--poison.sine-amplitude", "200",
-               "--poison.sine-periods", "3"],
+    "digits": ["--poison.sine-fraction", "0.02", "--poison.sine-amplitude", "230",
+               "--poison.sine-periods", "1"],
     "fashion": ["--poison.sine-fraction", "0.02", "--poison.sine-amplitude", "180",
                 "--poison.sine-periods", "3"],
 }  # fmt: skip

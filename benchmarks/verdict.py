@@ -25,9 +25,9 @@ from influence.run import open_run
 BINS = (0.0, 0.1, 0.5, 0.9, 1.0)
 HARDLY = 100.0
 """Inverse weight of the penalty of the regressions."""
-TRIGGERS = ("backdoor", "blend", "sine")
+TRIGGERS = ("backdoor", "blend", "sine", "consistent")
 """Attacks that sets are judged by; a set of flipped labels has nothing in common."""
-CLEAN_LABELS = ("sine", "leak")
+CLEAN_LABELS = ("sine", "consistent", "leak")
 """Attacks whose examples are labelled rightly, so that each by itself is no suspect."""
 
 

@@ -1,0 +1,117 @@
+"""How much is confirmed on data in which nobody planted anything, and what that looks like.
+
+Digits and, with its folder, 5,000 examples of Fashion-MNIST, swept, audited blind and judged as in
+`poison.py` but without poison; runs are kept in --runs. Prints how many examples are confirmed, and
+with --picture draws them: each with the label that it has, and the margin in logits that models
+which never saw it give that label.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from detection import seeded
+from poison import CONFIGS, DATA, NONE, SWEEP
+
+from influence.artifacts import read_scores
+from influence.config import override, read_config
+from influence.jax_setup import set_up_jax
+
+COLUMNS = 12
+
+
+def confirmed(data: str, seed: int, folder: Path, fashion: Path) -> dict[str, Any]:
+    """Run without poison: what is confirmed, with its pictures."""
+    from influence.pipeline import run_all
+    from influence.sweeping import load_experiment
+
+    file, flags = DATA[data]
+    words = [*NONE, *SWEEP, *flags]
+    words += ["--data.folder", str(fashion)] if data == "fashion" else []
+    config, _ = override(read_config(CONFIGS / file), words, "benchmarks")
+    path = folder / f"{data}_none_{seed}"
+    if not (path / "report.html").exists():
+        run_all(seeded(config, seed), path)
+    run, experiment, _ = load_experiment(path)
+    scores, audit = read_scores(run), run.read_audit()
+    order = np.argsort(scores["rank"])
+    rows = order[scores["status"][order] == "confirmed"]
+    sets = [one for one in audit["verdict"]["sets"] if one["confirmed"]]
+    return {
+        "data": data,
+        "seed": seed,
+        "examples": len(order),
+        "confirmed": len(rows),
+        "sets": len(sets),
+        "accuracy_change": audit["verify"]["accuracy_change"],
+        "ids": scores["id"][rows].tolist(),
+        "labels": [experiment.class_names[label] for label in scores["label"][rows]],
+        "margins": scores["held_out_margin"][rows].tolist(),
+        "pictures": np.asarray(experiment.train.examples.inputs)[rows],
+    }
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """All of them, the most suspicious of each run first."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    each = [
+        (picture, f"{label}\n{margin:.0f}" if np.isfinite(margin) else f"{label}\nin a set")
+        for one in found
+        for picture, label, margin in zip(
+            one["pictures"], one["labels"], one["margins"], strict=True
+        )
+    ]
+    rows = max(1, -(-len(each) // COLUMNS))
+    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(COLUMNS, 1.5 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (picture, title) in zip(axes.flat, each, strict=False):
+        axis.imshow(picture.squeeze(), cmap="gray_r")
+        axis.set_title(title, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
+    parser.add_argument("--quick", action="store_true", help="digits, one seed")
+    parser.add_argument("--runs", type=Path, default=Path("unpoisoned"), help="folder of the runs")
+    parser.add_argument(
+        "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
+    )
+    parser.add_argument("--picture", type=Path, help="a .png of what is confirmed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    options = parser.parse_args()
+    set_up_jax()
+    chosen = [("digits", seed) for seed in options.seeds[: 1 if options.quick else None]]
+    if options.fashion.is_dir() and not options.quick:
+        chosen.append(("fashion", options.seeds[0]))
+    found = []
+    for data, seed in chosen:
+        found.append(confirmed(data, seed, options.runs, options.fashion))
+        one = found[-1]
+        change = 100 * one["accuracy_change"][0]
+        print(
+            f"{data}, seed {seed}: {one['confirmed']} of {one['examples']:,} confirmed, "
+            f"{one['sets']} sets; accuracy without them {change:+.2f} points",
+            flush=True,
+        )
+        # Linux allows a process so many memory mappings, and every program takes some.
+        jax.clear_caches()
+    if options.picture:
+        draw(found, options.picture)
+    if options.json:
+        print(json.dumps([{k: v for k, v in one.items() if k != "pictures"} for one in found]))
+
+
+if __name__ == "__main__":
+    main()
