@@ -286,12 +286,12 @@ def main() -> None:
             for row in rows_of(data, cell, config, seed, options.runs):
                 rows.append(row)
                 show(row)
+            if options.results:
+                made = {"commit": commit(), "rows": rows}
+                options.results.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
             # Linux allows a process so many memory mappings, and every program takes some.
             jax.clear_caches()
     print(HEAD, *means(rows), sep="\n")
-    if options.results:
-        made = {"commit": commit(), "rows": rows}
-        options.results.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps({"rows": rows}))
 
