@@ -49,6 +49,7 @@ DATA = {
         [
             *("--model.name", "mlp", "--model.width", "128", "--optim.steps", "500"),
             *("--sweep.unit", "64", "--fit.held-out", "200", "--fit.penalty", "ridge"),
+            *("--audit.seeds", "16"),
         ],
     ),
 }
