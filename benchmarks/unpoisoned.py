@@ -22,17 +22,24 @@ from influence.config import override, read_config
 from influence.jax_setup import set_up_jax
 
 COLUMNS = 12
+FEW = ["--sweep.members", "100", "--sweep.replicate-masks", "2", "--fit.held-out", "20",
+       "--data.train-count", "300", "--optim.steps", "50"]  # fmt: skip
 
 
-def confirmed(data: str, seed: int, folder: Path, fashion: Path) -> dict[str, Any]:
-    """Run without poison: what is confirmed, with its pictures."""
+def confirmed(data: str, seed: int, folder: Path, more: list[str]) -> dict[str, Any]:
+    """Run without poison: what is confirmed, with its pictures.
+
+    Args:
+        data: of `DATA`.
+        seed: of split, masks and training.
+        folder: of the runs.
+        more: options.
+    """
     from influence.pipeline import run_all
     from influence.sweeping import load_experiment
 
     file, flags = DATA[data]
-    words = [*NONE, *SWEEP, *flags]
-    words += ["--data.folder", str(fashion)] if data == "fashion" else []
-    config, _ = override(read_config(CONFIGS / file), words, "benchmarks")
+    config, _ = override(read_config(CONFIGS / file), [*NONE, *SWEEP, *flags, *more], "benchmarks")
     path = folder / f"{data}_none_{seed}"
     if not (path / "report.html").exists():
         run_all(seeded(config, seed), path)
@@ -83,8 +90,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
-    parser.add_argument("--quick", action="store_true", help="digits, one seed")
-    parser.add_argument("--runs", type=Path, default=Path("unpoisoned"), help="folder of the runs")
+    parser.add_argument("--quick", action="store_true", help="digits, one seed, few members")
+    parser.add_argument("--runs", type=Path, default=Path("runs/unpoisoned"), help="folder of the runs")
     parser.add_argument(
         "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
     )
@@ -92,12 +99,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     options = parser.parse_args()
     set_up_jax()
-    chosen = [("digits", seed) for seed in options.seeds[: 1 if options.quick else None]]
-    if options.fashion.is_dir() and not options.quick:
-        chosen.append(("fashion", options.seeds[0]))
+    if options.quick:
+        options.runs /= "quick"
+        chosen = [("digits", options.seeds[0], FEW)]
+    else:
+        chosen = [("digits", seed, []) for seed in options.seeds]
+        if options.fashion.is_dir():
+            chosen.append(("fashion", options.seeds[0], ["--data.folder", str(options.fashion)]))
     found = []
-    for data, seed in chosen:
-        found.append(confirmed(data, seed, options.runs, options.fashion))
+    for data, seed, more in chosen:
+        found.append(confirmed(data, seed, options.runs, more))
         one = found[-1]
         change = 100 * one["accuracy_change"][0]
         print(
