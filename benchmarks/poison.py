@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument(
         "--data", choices=list(DATA), nargs="+", help="of these (default: those that are there)"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/poisoned"), help="folder of the cells")
+    parser.add_argument("--runs", type=Path, default=Path("runs/poisoned"), help="folder of cells")
     parser.add_argument(
         "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
     )

@@ -91,7 +91,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
     parser.add_argument("--quick", action="store_true", help="digits, one seed, few members")
-    parser.add_argument("--runs", type=Path, default=Path("runs/unpoisoned"), help="folder of the runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs/unpoisoned"), help="their folder")
     parser.add_argument(
         "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
     )
