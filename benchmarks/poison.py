@@ -273,7 +273,7 @@ def main() -> None:
     chosen = options.data or [*DATA][: 1 + options.fashion.is_dir()]
     if options.quick:
         chosen, options.seeds = ["digits"], options.seeds[:2]
-    rows = []
+    rows, made_at = [], commit()
     # Seed by seed: what was stopped early has every attack, under fewer seeds.
     for data, seed in product(chosen, options.seeds):
         file, flags = DATA[data]
@@ -288,7 +288,7 @@ def main() -> None:
                 rows.append(row)
                 show(row)
             if options.results:
-                made = {"commit": commit(), "rows": rows}
+                made = {"commit": made_at, "rows": rows}
                 options.results.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
             # Linux allows a process so many memory mappings, and every program takes some.
             jax.clear_caches()

@@ -57,7 +57,9 @@ def confirmed(data: str, seed: int, folder: Path, more: list[str]) -> dict[str, 
         "accuracy_change": audit["verify"]["accuracy_change"],
         "ids": scores["id"][rows].tolist(),
         "labels": [experiment.class_names[label] for label in scores["label"][rows]],
-        "margins": scores["held_out_margin"][rows].tolist(),
+        "margins": [
+            m if np.isfinite(m) else None for m in scores["held_out_margin"][rows].tolist()
+        ],
         "pictures": np.asarray(experiment.train.examples.inputs)[rows],
     }
 
@@ -68,7 +70,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     each = [
-        (picture, f"{label}\n{margin:.0f}" if np.isfinite(margin) else f"{label}\nin a set")
+        (picture, f"{label}\nin a set" if margin is None else f"{label}\n{margin:.0f}")
         for one in found
         for picture, label, margin in zip(
             one["pictures"], one["labels"], one["margins"], strict=True

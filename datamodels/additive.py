@@ -169,8 +169,8 @@ class Prepared:
         return ridge.spectrum(self.folds.whole.gram)
 
     @cached_property
-    def _unseen(self) -> list[ridge.Unseen]:
-        return [ridge.Unseen.of(fold.masks, fold.others) for fold in self.folds.parts]
+    def _left_out(self) -> list[ridge.LeftOut]:
+        return [ridge.LeftOut.of(fold.masks, fold.others) for fold in self.folds.parts]
 
     def _ridge_errors(
         self,
@@ -179,11 +179,11 @@ class Prepared:
         penalties: Float[np.ndarray, " p"],
     ) -> Float[np.ndarray, "f p t"]:
         """Mean squared errors of every fold's rows, which the problem of the rest predicts."""
-        parts = zip(self._unseen, rest, self.folds.parts, strict=True)
+        parts = zip(self._left_out, rest, self.folds.parts, strict=True)
         return np.stack(
             [
-                unseen.errors(problem, outputs[fold.rows], penalties)
-                for unseen, problem, fold in parts
+                left_out.errors(problem, outputs[fold.rows], penalties)
+                for left_out, problem, fold in parts
             ]
         )
 

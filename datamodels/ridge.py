@@ -38,15 +38,14 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(gram: Gram) -> Spectrum:
-    """Decompose a Gram matrix; of one that is not written out, by its rows, which are fewer."""
-    if isinstance(gram, Factored):
-        rows = gram.centred_rows()
-        values, own = eigh(rows @ rows.T)
-        there = values > ROUNDING * values[-1]
-        values, basis = values[there], rows.T @ (own[:, there] / np.sqrt(values[there]))
-    else:
-        values, basis = eigh(gram)
-    return Spectrum(np.maximum(values, 0), basis.astype(np.float32))
+    """Decompose a Gram matrix; one that is not written out by its rows."""
+    rows = gram.centred_rows() if isinstance(gram, Factored) else None
+    values, basis = eigh(gram if rows is None else rows @ rows.T)
+    there = values > ROUNDING * values[-1]
+    values, basis = values[there], basis[:, there]
+    if rows is not None:
+        basis = rows.T @ (basis / np.sqrt(values))
+    return Spectrum(values, basis.astype(np.float32))
 
 
 def penalties(masks: Regressors, rows: int) -> Float[np.ndarray, " p"]:
@@ -80,7 +79,7 @@ def relative_gap(
     return np.square(slope).sum(0) / penalty / np.square(deviation(problem))
 
 
-class Unseen(NamedTuple):
+class LeftOut(NamedTuple):
     """The rows of a fold, and what predicts them."""
 
     own: Spectrum
@@ -89,7 +88,7 @@ class Unseen(NamedTuple):
     """The fold's masks, less the others' mean, in the coordinates of their basis."""
 
     @classmethod
-    def of(cls, masks: Bool[np.ndarray, "r g"], others: Regressors) -> "Unseen":
+    def of(cls, masks: Bool[np.ndarray, "r g"], others: Regressors) -> "LeftOut":
         """Of a fold's masks."""
         own = spectrum(others.gram)
         return cls(own, (masks - others.mean_mask).astype(np.float32) @ own.basis)

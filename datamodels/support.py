@@ -41,7 +41,7 @@ STARTS = 512
 WORK = 400_000
 """Starts times groups of the largest class: of larger ones there are fewer starts."""
 STEPS = 12
-"""Times that a set is exchanged for what it supports most."""
+"""Sets that a start leads to, one after the other, of which the best counts."""
 KEPT = 12
 """Sets of one size and class that are looked at further."""
 MOST_SETS = 10
@@ -80,9 +80,14 @@ class Hidden(NamedTuple):
     """The hidden support of the outstanding set that the group is in, less where it is supported
     less than the others; 0 in none."""
     sets: tuple[HiddenSet, ...]
-    """Those beyond chance, the most hidden first; of sets with most groups in common one."""
+    """The most hidden first; of sets with most groups in common one."""
     chance: float
     """Hidden support that sets hardly have by chance."""
+
+    @property
+    def beyond_chance(self) -> tuple[HiddenSet, ...]:
+        """The sets that have more than that."""
+        return tuple(one for one in self.sets if one.hidden > self.chance)
 
 
 def hidden_support(
@@ -130,8 +135,9 @@ def hidden_support(
             mixed = _searched(within[order], targets[order], widest, groups)
             by_chance.append(max((one.hidden for one in mixed), default=0.0))
     chance = _hardly(by_chance) if by_chance else 0.0
-    named = _different([one for one in found if one.hidden > chance])
-    return Hidden(_score(own, _outstanding(named, chance)), named, chance)
+    hidden = Hidden(np.zeros(groups), _different([one for one in found if one.hidden > 0]), chance)
+    outstanding = _outstanding(hidden.beyond_chance, chance)
+    return hidden._replace(score=_score(own, outstanding))
 
 
 def _hardly(values: Sequence[float]) -> float:
@@ -245,8 +251,8 @@ def _grow(
     size: Int[Array, ""] | int,
     counted: Int[Array, ""] | int,
 ) -> tuple[Bool[Array, "s c"], Float[Array, " s"]]:
-    """A game of sets against clean targets: each step the best answer to all choices before, which
-    settles where the answer to the last one goes back and forth (fictitious play, Brown 1951)."""
+    """A game of sets against clean targets, in which sets answer the mean of what the targets chose
+    before, as in fictitious play (Brown 1951): answers to the last choice go back and forth."""
 
     def grown(values: Float[Array, "s c"]) -> Bool[Array, "s c"]:
         return largest(jnp.where(there[None], values, -jnp.inf), size)

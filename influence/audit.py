@@ -237,14 +237,21 @@ def rank_of(order: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return rank
 
 
-def flag(scores: Scores, protocol: str, budget: float) -> Bool[np.ndarray, " n"]:
-    """The first `budget` (a share of all examples) by what each shows by itself.
+def flag(
+    scores: Scores, protocol: str, budget: float, *, with_sets: bool
+) -> Bool[np.ndarray, " n"]:
+    """The first `budget` (a share of all examples) of the rank; at least one, and never all.
 
-    At least one, and never all. Sets with a hidden support are judged as sets, beside the flagged:
-    natural kinds among them would take the places of what is suspicious by itself.
+    Args:
+        scores: of the bank.
+        protocol: whose rank.
+        budget: from 0 to 1.
+        with_sets: whether hidden support counts. Not where sets are judged as such, beside the
+            flagged: natural kinds would take the places of what is suspicious by itself.
     """
-    alone = suspect(scores._replace(hidden_support=np.zeros_like(scores.hidden_support)))
-    rank = alone.rank(protocol)
+    if not with_sets:
+        scores = scores._replace(hidden_support=np.zeros_like(scores.hidden_support))
+    rank = suspect(scores).rank(protocol)
     return rank <= np.clip(round(budget * len(rank)), 1, len(rank) - 1)
 
 
@@ -278,9 +285,10 @@ def redundant(scores: Scores, flagged: Bool[np.ndarray, " n"]) -> Bool[np.ndarra
     """The half of the examples that others replace best, so that it might be left out.
 
     Those that are memorised least: models that did not train on them do as well on them. None that
-    is flagged.
+    is flagged, or in an outstanding set.
     """
-    memorised = np.where(flagged | np.isnan(scores.memorisation), np.inf, scores.memorisation)
+    suspicious = flagged | (scores.hidden_support > 0)
+    memorised = np.where(suspicious | np.isnan(scores.memorisation), np.inf, scores.memorisation)
     first = np.argsort(memorised, kind="stable")[: round(REDUNDANT * len(memorised))]
     found = np.zeros(len(memorised), bool)
     found[first] = np.isfinite(memorised[first])

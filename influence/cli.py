@@ -35,7 +35,7 @@ Find the training examples that spoil a model, and prove it by retraining.
 on a run directory RUN, each stage alone:
   fit RUN                          datamodels from the bank
   audit RUN                        scores, ranks and flags of the training examples
-  verify RUN [--joint]             judge what was flagged by retraining, and retrain without what
+  verify RUN [--joint]             judge what is suspicious by retraining, and retrain without what
                                    is confirmed; --joint: retrain with groups that act together
                                    kept, dropped, and each alone
   refine RUN [--members N] [--dry-run]
@@ -61,11 +61,11 @@ Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
 
 STAGES = {
     "fit": "Fit datamodels on the bank's members, judge them on masks that no fit saw, and "
-    "estimate effects: writes datamodel/, and audit.json anew.",
+    "estimate effects: writes datamodel/, terms.parquet, and audit.json anew.",
     "audit": "Score and rank the training examples by what the bank and the datamodels show, and "
-    "flag the first: writes scores.parquet.",
-    "verify": "Judge by retraining what the audit flagged, and retrain without what is confirmed: "
-    "writes verification/, scores.parquet and audit.json.",
+    "flag the most suspicious: writes scores.parquet, and audit.json without what was verified.",
+    "verify": "Judge by retraining what is suspicious, alone and in sets, and retrain without what "
+    "is confirmed: writes verification/, scores.parquet and audit.json.",
     "report": "Write report.html from what the other stages left.",
 }
 """The stages of a run that take nothing but the run, and what each does."""

@@ -11,6 +11,9 @@ from influence.audit import Weights
 from influence.experiment import Experiment, Targets
 from influence.members import target_blocks
 
+FIRST = 3
+"""Sets that retraining judges even if as much may be found by chance: the most hidden ones. What is
+found by chance in classes that differ is hard to tell, and a weak trigger is first even so."""
 MOST_SEARCHED = 20_000
 """Groups whose weights on each other are looked at together: a matrix of 1.6 GB."""
 
@@ -81,7 +84,7 @@ def weights_on(weights: Weights, targets: slice) -> Float[np.ndarray, "g t"]:
 def described(
     experiment: Experiment, hidden: datamodels.Hidden | None
 ) -> list[dict[str, Any]] | None:
-    """The `hidden_sets` of audit.json: the sets that were found, their examples by id.
+    """The `hidden_sets` of audit.json: sets beyond chance, and the `FIRST`; their examples by id.
 
     Of a set those that are supported most come first. None where nothing was searched.
     """
@@ -90,7 +93,7 @@ def described(
     if hidden is None:
         return None
     found = []
-    for one in hidden.sets:
+    for one in hidden.sets[: max(FIRST, len(hidden.beyond_chance))]:
         rows = np.concatenate([np.flatnonzero(columns == group) for group in one.groups])
         found.append(
             {

@@ -98,7 +98,7 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
 
 
 def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
-    """Score and rank the training examples, and flag the first of the rank."""
+    """Score and rank the training examples, and flag the most suspicious."""
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
     config = experiment.config
@@ -117,7 +117,9 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         experiment.higher_is_better,
     )
     suspicion = suspect(scores)
-    flagged = flag(scores, experiment.protocol, config.audit.budget)
+    # Texts have no pattern that sets could be judged by.
+    with_sets = experiment.vocabulary > 0
+    flagged = flag(scores, experiment.protocol, config.audit.budget, with_sets=with_sets)
     save_scores(run, experiment, scores, suspicion, flagged)
     run.replace_audit(
         fit=run.read_audit()["fit"],

@@ -135,7 +135,7 @@ def inspection(
         axes.axvline(budget, color=GREY, linewidth=1, linestyle=":")
         axes.set_xlim(0, max(0.2, 2 * budget))
         axes.set_ylim(0, 1.02)
-        axes.set_xlabel("share of examples inspected (dotted: flagged)")
+        axes.set_xlabel("share of examples inspected (dotted: as many as flagged)")
         axes.set_ylabel("share found")
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)

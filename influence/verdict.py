@@ -37,6 +37,8 @@ BACKED = 1 / 3
 """Share of a set that is flagged from which all of it is suspect: of what is mislabelled in one way
 some are backed by the others. Of natural kinds, whose rare examples any model without them
 contradicts, fewer are flagged."""
+EXCESS = 3.0
+"""Times the flagged share of all examples that it must be as well."""
 
 
 class Candidates(NamedTuple):
@@ -144,9 +146,9 @@ def suspects_of(
     flagged: Bool[np.ndarray, " n"], sets: Sequence[Int[np.ndarray, " _"]]
 ) -> Bool[np.ndarray, " n"]:
     """The flagged, and sets of which many are."""
-    suspects = flagged.copy()
+    suspects, least = flagged.copy(), max(BACKED, EXCESS * flagged.mean())
     for rows in sets:
-        suspects[rows] |= flagged[rows].mean() >= BACKED
+        suspects[rows] |= flagged[rows].mean() >= least
     return suspects
 
 

@@ -17,7 +17,7 @@ from oracles import (
     ridge_by_sklearn,
 )
 
-from datamodels import AdditiveDatamodel, FitDiagnostics, fit, prepare, r2, solver
+from datamodels import AdditiveDatamodel, FitDiagnostics, fit, prepare, r2, ridge, solver
 from datamodels.additive import CERTIFIED, LAM_FRACTIONS, choose
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -155,6 +155,35 @@ def test_ridge_equals_sklearn_and_is_certified(members, groups):
         np.testing.assert_allclose(model.weights[:, target], expected, atol=1e-5)
     assert (model.diagnostics.relative_gap < 1e-9).all()
     assert (model.diagnostics.relative_gap >= 0).all()
+
+
+@pytest.mark.parametrize(("members", "groups"), [(60, 12), (40, 90)])
+def test_the_penalty_of_ridge_is_chosen_by_the_rows_of_each_fold(members, groups):
+    masks, outputs, *_ = sparse_bank(8, members, groups, noise=1.0)
+    found = fit(masks, outputs, penalty="ridge", folds=4).diagnostics
+    prepared = prepare(masks, folds=4)
+    tried = ridge.penalties(prepared.folds.whole, members)
+    errors = np.zeros((len(tried), outputs.shape[1]))
+    for fold in prepared.folds.parts:
+        seen = np.delete(np.arange(members), fold.rows)
+        means = masks[seen].mean(0), outputs[seen].mean(0)
+        for number, penalty in enumerate(tried):
+            for target in range(outputs.shape[1]):
+                weights = ridge_by_sklearn(masks[seen], outputs[seen, target], penalty)
+                predicted = (masks[fold.rows] - means[0]) @ weights + means[1][target]
+                errors[number, target] += np.square(outputs[fold.rows, target] - predicted).mean()
+    np.testing.assert_allclose(found.lam, tried[errors.argmin(0)])
+    expected = 1 - errors.min(0) / 4 / outputs.var(0)
+    np.testing.assert_allclose(found.validation_r2, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_ridge_of_masks_that_never_vary_is_nothing():
+    outputs = np.random.default_rng(0).standard_normal((8, 2))
+    for groups in (3, 40):
+        with pytest.warns(UserWarning, match="kept in every row"):
+            model = fit(np.ones((8, groups), bool), outputs, penalty="ridge")
+        assert (model.weights == 0).all()
+        np.testing.assert_allclose(model.intercept, outputs.mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-28, 1e28])

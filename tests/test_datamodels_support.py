@@ -53,7 +53,7 @@ def test_a_trigger_is_found_whole_and_a_natural_kind_is_not(seed):
     first = found.sets[0]
     assert sorted(first.groups) == TRIGGER.tolist()
     assert first.hidden > 3 * found.chance
-    assert not any(set(one.groups) & set(KIND) for one in found.sets)
+    assert not any(set(one.groups) & set(KIND) for one in found.beyond_chance)
     others = np.delete(np.arange(CLASSES * EACH), TRIGGER)
     assert found.score[TRIGGER].min() > 0.8 * first.hidden
     assert found.score[others].max() < 0.2 * first.hidden
@@ -88,8 +88,24 @@ def test_what_is_said_of_a_set_is_what_its_weights_add_up_to(seed):
         assert one.clean == pytest.approx(np.mean(helped[-count:]), abs=1e-4)
         share = 1 - max(one.clean, 0) / one.support
         assert one.hidden == pytest.approx(k * (one.support - one.clean) * share)
-        assert one.hidden > found.chance
+        assert (one in found.beyond_chance) == (one.hidden > found.chance)
         assert len(set(classes[list(one.groups)])) == 1
+
+
+def test_a_weak_trigger_among_many_strong_kinds_is_found_whole():
+    """Of what supports itself most all is natural, and clean targets take every kind in turn."""
+    rng = np.random.default_rng(0)
+    each, trigger = 60, np.arange(24)
+    groups, targets = CLASSES * each, 2 * TARGETS
+    own = 0.02 * rng.standard_normal((groups, groups))
+    clean = 0.02 * rng.standard_normal((groups, targets))
+    for number in range(4):
+        kind = np.arange(15 * number, 15 * (number + 1))
+        own[np.ix_(kind, kind)] += 0.6
+        clean[np.ix_(kind, np.arange(8 * number, 8 * (number + 1)))] += 0.6
+    own[np.ix_(trigger, trigger)] += 0.15
+    found = hidden_support(own, clean, np.repeat(np.arange(CLASSES), each))
+    assert sorted(found.sets[0].groups) == trigger.tolist()
 
 
 @pytest.mark.slow
@@ -108,7 +124,7 @@ def test_the_order_of_groups_and_their_own_weights_do_not_matter(seed):
 
 @pytest.mark.slow
 def test_of_noise_hardly_anything_is_found():
-    named = sum(len(hidden_support(*weights(seed, 0, 0)).sets) > 0 for seed in range(15))
+    named = sum(len(hidden_support(*weights(seed, 0, 0)).beyond_chance) > 0 for seed in range(15))
     assert named <= 4
     scores = hidden_support(*weights(0, 0, 0)).score
     assert scores.max() < 0.1 * hidden_support(*weights(0)).score.max()
@@ -124,7 +140,7 @@ def test_two_triggers_of_one_class_are_both_named(seed):
     for group in (one, other):
         own[np.ix_(group, group)] += 0.5
     np.fill_diagonal(own, 0)
-    named = {frozenset(each.groups) for each in hidden_support(own, clean, classes).sets}
+    named = {frozenset(each.groups) for each in hidden_support(own, clean, classes).beyond_chance}
     assert {frozenset(one.tolist()), frozenset(other.tolist())} <= named
 
 

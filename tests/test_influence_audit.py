@@ -71,11 +71,13 @@ def make_scores(incident, examples=20):
 @pytest.mark.parametrize(("budget", "count"), [(0.06, 6), (0.001, 1), (0.999, 99)])
 def test_the_budget_decides_how_many_are_flagged_and_sets_take_no_places(budget, count, protocol):
     scores = make_scores(True, 100)
-    flagged = flag(scores, protocol, budget)
+    flagged = flag(scores, protocol, budget, with_sets=False)
     assert flagged.sum() == count
     alone = scores._replace(hidden_support=np.zeros(100))
     assert suspect(alone).rank(protocol)[flagged].max() == count
-    np.testing.assert_array_equal(flag(alone, protocol, budget), flagged)
+    np.testing.assert_array_equal(flag(alone, protocol, budget, with_sets=True), flagged)
+    with_sets = flag(scores, protocol, budget, with_sets=True)
+    assert suspect(scores).rank(protocol)[with_sets].max() == with_sets.sum() == count
 
 
 def test_the_blind_rank_never_sees_the_incident():
@@ -128,6 +130,9 @@ def test_redundant_are_the_least_memorised_that_are_not_flagged():
     scores = Scores(*np.zeros((len(Scores._fields), 8)))._replace(memorisation=memorisation)
     flagged = np.arange(8) == 6
     assert np.flatnonzero(redundant(scores, flagged)).tolist() == [1, 3, 5, 7]
+    # Examples of a set that stands out replace one another.
+    in_set = scores._replace(hidden_support=np.where(np.arange(8) == 1, 2.0, np.nan))
+    assert np.flatnonzero(redundant(in_set, flagged)).tolist() == [3, 4, 5, 7]
     # Where too few are known, fewer.
     few = scores._replace(memorisation=np.where(np.arange(8) < 2, memorisation, np.nan))
     assert np.flatnonzero(redundant(few, flagged)).tolist() == [0, 1]

@@ -44,11 +44,30 @@ def test_cells_leave_out_what_they_say():
 
 
 def test_sets_of_which_many_are_flagged_are_suspect_as_a_whole():
-    flagged = np.isin(np.arange(30), [0, 1, 10, 20])
+    flagged = np.isin(np.arange(60), [0, 1, 10, 20])
     backed, natural = np.arange(6), np.arange(10, 20)
     found = verdict.suspects_of(flagged, [backed, natural])
     assert np.flatnonzero(found).tolist() == [*range(6), 10, 20]
     assert flagged.sum() == 4
+    # Where much is flagged, many of a set are so by chance.
+    flagged = np.arange(60) < 12
+    assert np.flatnonzero(verdict.suspects_of(flagged, [np.arange(7, 13)])).tolist() == [*range(13)]
+    assert (verdict.suspects_of(flagged, [np.arange(11, 13)]) == flagged).all()
+
+
+def test_a_set_that_is_no_suspect_is_judged_as_a_set_alone():
+    labels = np.arange(90) % 3
+    sets = (np.arange(30, 36), np.arange(40, 46))
+    flagged = np.arange(90) < 9
+    suspects = verdict.suspects_of(flagged, sets)
+    np.testing.assert_array_equal(suspects, flagged)
+    found = Candidates(suspects, sets, tuple(random_sets(labels, sets, 0)), (0.95, 0.95))
+    cells = cells_of(labels, found, SEEDS, 0)
+    verdicts = judge(found, cells, made(labels, found, cells, transferred=[1]))
+    assert np.isnan(verdicts.examples.margin[np.concatenate(sets)]).all()
+    assert np.flatnonzero(verdicts.confirmed).tolist() == sets[1].tolist()
+    judged = np.flatnonzero(np.isfinite(verdicts.probability))
+    assert judged.tolist() == [*range(9), *sets[0], *sets[1]]
 
 
 def made(labels, found, cells, *, contradicted=(), transferred=()):
