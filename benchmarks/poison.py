@@ -33,6 +33,7 @@ from influence.config import Config, override, read_config
 from influence.detection import ATTACK_WORKED, detection_metrics
 from influence.experiment import Experiment
 from influence.jax_setup import set_up_jax
+from influence.run import Run
 from influence.tracing import suspected_sets, trace
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -84,15 +85,36 @@ def attacks(data: str) -> dict[str, list[str]]:
 QUICK = ("label_flip", "backdoor", "blend", "sine")
 
 
-def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Run a cell, and score each of its attacks in each protocol."""
+def config_of(data: str, fashion: Path, words: list[str]) -> Config:
+    """Of a data set without poison, but for what the words plant or set.
+
+    Args:
+        data: of `DATA`.
+        fashion: the folder of Fashion-MNIST.
+        words: options.
+    """
+    file, flags = DATA[data]
+    folder = ["--data.folder", str(fashion)] if data == "fashion" else []
+    config, _ = override(
+        read_config(CONFIGS / file), [*NONE, *SWEEP, *flags, *folder, *words], "benchmarks"
+    )
+    return config
+
+
+def kept_run(config: Config, seed: int, path: Path) -> tuple[Run, Experiment]:
+    """The run of a config under a seed, made where it is not there yet."""
     from influence.pipeline import run_all
     from influence.sweeping import load_experiment
 
-    path = folder / f"{data}_{cell}_{seed}"
     if not (path / "report.html").exists():
         run_all(seeded(config, seed), path)
     run, experiment, _ = load_experiment(path)
+    return run, experiment
+
+
+def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Run a cell, and score each of its attacks in each protocol."""
+    run, experiment = kept_run(config, seed, folder / f"{data}_{cell}_{seed}")
     scores, audit = read_scores(run), run.read_audit()
     common = {"data": data, "seed": seed}
     found = [
@@ -204,7 +226,7 @@ def commit() -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def traces(run: Any, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
+def traces(run: Run, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
     """The rank of every training example, from each prediction of the incident alone."""
     weights, columns = load_datamodel(run).weights, mask_columns(experiment)
     targets, sets = experiment.targets, suspected_sets(run.read_audit(), experiment)
@@ -276,14 +298,10 @@ def main() -> None:
     rows, made_at = [], commit()
     # Seed by seed: what was stopped early has every attack, under fewer seeds.
     for data, seed in product(chosen, options.seeds):
-        file, flags = DATA[data]
-        folder = ["--data.folder", str(options.fashion)] if data == "fashion" else []
         for cell, own in attacks(data).items():
             if options.quick and cell not in QUICK:
                 continue
-            config, _ = override(
-                read_config(CONFIGS / file), [*NONE, *SWEEP, *flags, *folder, *own], "benchmarks"
-            )
+            config = config_of(data, options.fashion, own)
             for row in rows_of(data, cell, config, seed, options.runs):
                 rows.append(row)
                 show(row)

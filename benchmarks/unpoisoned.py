@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from detection import seeded
-from poison import CONFIGS, DATA, NONE, SWEEP
+from poison import config_of, kept_run
 
 from influence.artifacts import read_scores
-from influence.config import override, read_config
+from influence.config import Config
 from influence.jax_setup import set_up_jax
 
 COLUMNS = 12
@@ -26,24 +25,9 @@ FEW = ["--sweep.members", "100", "--sweep.replicate-masks", "2", "--fit.held-out
        "--data.train-count", "300", "--optim.steps", "50"]  # fmt: skip
 
 
-def confirmed(data: str, seed: int, folder: Path, more: list[str]) -> dict[str, Any]:
-    """Run without poison: what is confirmed, with its pictures.
-
-    Args:
-        data: of `DATA`.
-        seed: of split, masks and training.
-        folder: of the runs.
-        more: options.
-    """
-    from influence.pipeline import run_all
-    from influence.sweeping import load_experiment
-
-    file, flags = DATA[data]
-    config, _ = override(read_config(CONFIGS / file), [*NONE, *SWEEP, *flags, *more], "benchmarks")
-    path = folder / f"{data}_none_{seed}"
-    if not (path / "report.html").exists():
-        run_all(seeded(config, seed), path)
-    run, experiment, _ = load_experiment(path)
+def confirmed(data: str, config: Config, seed: int, folder: Path) -> dict[str, Any]:
+    """Run without poison: what is confirmed, with its pictures."""
+    run, experiment = kept_run(config, seed, folder / f"{data}_none_{seed}")
     scores, audit = read_scores(run), run.read_audit()
     order = np.argsort(scores["rank"])
     rows = order[scores["status"][order] == "confirmed"]
@@ -103,14 +87,15 @@ def main() -> None:
     set_up_jax()
     if options.quick:
         options.runs /= "quick"
-        chosen = [("digits", options.seeds[0], FEW)]
+        chosen = [("digits", options.seeds[0])]
     else:
-        chosen = [("digits", seed, []) for seed in options.seeds]
+        chosen = [("digits", seed) for seed in options.seeds]
         if options.fashion.is_dir():
-            chosen.append(("fashion", options.seeds[0], ["--data.folder", str(options.fashion)]))
+            chosen.append(("fashion", options.seeds[0]))
     found = []
-    for data, seed, more in chosen:
-        found.append(confirmed(data, seed, options.runs, more))
+    for data, seed in chosen:
+        config = config_of(data, options.fashion, FEW if options.quick else [])
+        found.append(confirmed(data, config, seed, options.runs))
         one = found[-1]
         change = 100 * one["accuracy_change"][0]
         print(
