@@ -102,21 +102,33 @@ def config_of(data: str, fashion: Path, words: list[str]) -> Config:
 
 
 def kept_run(config: Config, seed: int, path: Path) -> tuple[Run, Experiment]:
-    """The run of a config under a seed, made where it is not there yet."""
+    """The run of a config under a seed, made where it is not there yet; `made_at` tells by what."""
     from influence.pipeline import run_all
     from influence.sweeping import load_experiment
 
     if not (path / "report.html").exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _commit_file(path).write_text(commit(), encoding="utf-8")
         run_all(seeded(config, seed), path)
     run, experiment, _ = load_experiment(path)
     return run, experiment
 
 
+def made_at(path: Path) -> str:
+    """The commit of the code that last worked on a kept run."""
+    return _commit_file(path).read_text(encoding="utf-8")
+
+
+def _commit_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.commit")
+
+
 def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Run a cell, and score each of its attacks in each protocol."""
-    run, experiment = kept_run(config, seed, folder / f"{data}_{cell}_{seed}")
+    path = folder / f"{data}_{cell}_{seed}"
+    run, experiment = kept_run(config, seed, path)
     scores, audit = read_scores(run), run.read_audit()
-    common = {"data": data, "seed": seed}
+    common = {"data": data, "seed": seed, "commit": made_at(path)}
     found = [
         common
         | {"attack": "leak", "protocol": "blind", "attack_worked": True}
@@ -295,7 +307,7 @@ def main() -> None:
     chosen = options.data or [*DATA][: 1 + options.fashion.is_dir()]
     if options.quick:
         chosen, options.seeds = ["digits"], options.seeds[:2]
-    rows, made_at = [], commit()
+    rows = []
     # Seed by seed: what was stopped early has every attack, under fewer seeds.
     for data, seed in product(chosen, options.seeds):
         for cell, own in attacks(data).items():
@@ -306,8 +318,8 @@ def main() -> None:
                 rows.append(row)
                 show(row)
             if options.results:
-                made = {"commit": made_at, "rows": rows}
-                options.results.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+                text = json.dumps({"rows": rows}, indent=1)
+                options.results.write_text(text + "\n", encoding="utf-8")
             # Linux allows a process so many memory mappings, and every program takes some.
             jax.clear_caches()
     print(HEAD, *means(rows), sep="\n")
