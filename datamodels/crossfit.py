@@ -8,6 +8,7 @@ the better it predicts. Its spread over draws gives the standard error. (How a c
 was chosen once, from all rows.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -165,14 +166,17 @@ class Side(NamedTuple):
     """Of the other rows."""
     background: Background
 
-    def half(self, target: int, settings: Settings, scale: float) -> Half:
-        """Of one target: learn from the other rows, as settings say for outputs over a scale."""
-        parts, own, groups = self.background, self.own, self.background.groups[target]
-        bank = parts.of_target(self.bank, target)
-        unit = max(float(bank.outputs.std()), 1e-30)
+    def learn(self, target: int, settings: Settings, scale: float) -> Process:
+        """Of one target, from the other rows, as settings say for outputs over a scale."""
+        bank, unit = self._learned_from(target)
         if settings.noise is not None:
             settings = settings._replace(noise=settings.noise * (scale / unit) ** 2)
-        process = fit_process(bank, bank.outputs[:, 0] / unit, settings)
+        return fit_process(bank, bank.outputs[:, 0] / unit, settings)
+
+    def half(self, target: int, process: Process) -> Half:
+        """Of one target, with what was learned of it."""
+        parts, own, groups = self.background, self.own, self.background.groups[target]
+        bank, unit = self._learned_from(target)
         masks, sampling = self.sampling.masks[own], self.sampling
         alpha = sampling.alpha if len(sampling.alpha) == 1 else sampling.alpha[own]
         alpha = np.broadcast_to(alpha, (len(masks), alpha.shape[1]))
@@ -191,6 +195,35 @@ class Side(NamedTuple):
             residual=self.outputs[own, target] - additive - unit * joint,
             draw=sampling.draw[own],
         )
+
+    def _learned_from(self, target: int) -> tuple[Bank, float]:
+        """What is left of a target in the other rows, and its unit."""
+        bank = self.background.of_target(self.bank, target)
+        return bank, max(float(bank.outputs.std()), 1e-30)
+
+
+class Refit(NamedTuple):
+    """Targets that were learned anew, from each half of the draws."""
+
+    sides: tuple[Side, Side]
+    learned: list[tuple[Process, Process]]
+    """Of each target, on each side."""
+
+    def halves(self, target: int) -> tuple[Half, Half]:
+        """Of one target."""
+        (one, other), (of_one, of_other) = self.sides, self.learned[target]
+        return one.half(target, of_one), other.half(target, of_other)
+
+
+def refit_halves(
+    both: tuple[Side, Side], settings: Sequence[Settings], scale: Float[np.ndarray, " t"]
+) -> Refit:
+    """Learn every target of the sides, each as its settings say for outputs over its scale."""
+    learned = [
+        (both[0].learn(target, own, float(over)), both[1].learn(target, own, float(over)))
+        for target, (own, over) in enumerate(zip(settings, scale, strict=True))
+    ]
+    return Refit(both, learned)
 
 
 def sides(

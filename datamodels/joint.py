@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,12 +14,13 @@ from datamodels import terms as joint_terms
 from datamodels.background import background, others
 from datamodels.closed_form import Contexts, Fitted, average
 from datamodels.crossfit import (
+    SPLIT,
     Estimate,
-    Half,
-    Side,
+    Refit,
     contexts_of,
     fitted,
     pooled,
+    refit_halves,
     said_of,
     sides,
 )
@@ -40,7 +42,7 @@ from datamodels.process import (
     fit_process,
     predict,
 )
-from datamodels.scores import Alpha, Sampling, sampling
+from datamodels.scores import Alpha, sampling
 from datamodels.terms import Term
 
 FEWEST_RETRAINS = 30
@@ -135,13 +137,12 @@ class JointDatamodel:
         targets = [each for each in targets if not self.diagnostics.constant[each]]
         if not targets:
             return []
-        drawn = self._sampling()
-        both = self._sides(targets, drawn)
+        refit = self._refitted(targets)
         # Groups of a half's own that all masks leave out cannot be described.
         assessed = {
             each: [
                 one
-                for one in joint_terms.assess(self._halves(both, number, each))
+                for one in joint_terms.assess(refit.halves(number))
                 if set(one.groups) <= set(self.groups[each].tolist())
             ]
             for number, each in enumerate(targets)
@@ -151,7 +152,8 @@ class JointDatamodel:
             return []
         q_values = false_discovery_control([one.p_value for one in every])
         q_value_of = {id(one): float(value) for one, value in zip(every, q_values, strict=True)}
-        contexts, listed = contexts_of(drawn.alpha, self.masks.shape[1]), []
+        alpha = refit.sides[0].sampling.alpha
+        contexts, listed = contexts_of(alpha, self.masks.shape[1]), []
         for each, found in assessed.items():
             averaged = average(self._fitted(each), contexts.of(self.groups[each]))
             rest = self._others(contexts, each)
@@ -185,12 +187,11 @@ class JointDatamodel:
         targets = sorted({self._checked(term.target) for term in terms})
         if not targets:
             return np.zeros(0)
-        drawn, outputs = self._sampling(), self.rows.outputs[:, targets].astype(np.float64)
         counted = np.zeros(len(terms))
         for split in range(splits):
-            both = sides(drawn, outputs, seed=seed + split)
+            refit = self._refit(targets, seed + split)
             for number, target in enumerate(targets):
-                for half in self._halves(both, number, target):
+                for half in refit.halves(number):
                     sets = [candidate.groups for candidate in joint_terms.proposed(half)]
                     counted += [
                         term.target == target
@@ -214,8 +215,7 @@ class JointDatamodel:
             ValueError: as `terms`; groups that are not there, or twice in a set.
         """
         own = self._sets(sets)
-        both = self._sides([self._checked(target)], self._sampling())
-        halves = self._halves(both, 0, target)
+        halves = self._refitted([self._checked(target)]).halves(0)
         parts = [half.estimate(own, np.eye(len(own))) for half in halves]
         return pooled(parts, [len(half.masks) for half in halves])
 
@@ -273,22 +273,30 @@ class JointDatamodel:
     def _process(self, target: int) -> Process:
         return jax.tree.map(lambda part: part[target], self.process)
 
-    def _sampling(self) -> Sampling:
-        return sampling(
+    def _refitted(self, targets: list[int]) -> Refit:
+        """As `_refit`, with the halves of `terms` and `effects`; that of the last call is kept."""
+        key = tuple(targets)
+        if key not in self._last_refit:
+            self._last_refit.clear()
+            self._last_refit[key] = self._refit(targets)
+        return self._last_refit[key]
+
+    @cached_property
+    def _last_refit(self) -> dict[tuple[int, ...], Refit]:
+        """By its targets: one of all targets may be as large as the masks."""
+        return {}
+
+    def _refit(self, targets: list[int], seed: int = SPLIT) -> Refit:
+        """Learn some targets from each half of the draws: about as long as their fit."""
+        drawn = sampling(
             self.rows.masks,
             self.rows.alpha,
             fixed_size=False,
             replicate_of=self.rows.replicate_of,
         )
-
-    def _sides(self, targets: list[int], drawn: Sampling) -> tuple[Side, Side]:
-        return sides(drawn, self.rows.outputs[:, targets].astype(np.float64))
-
-    def _halves(self, both: tuple[Side, Side], number: int, target: int) -> tuple[Half, Half]:
-        """Of a target, which is at this place in the sides."""
-        settings, scale = self.settings[target], float(self.scale[target])
-        first, second = (side.half(number, settings, scale) for side in both)
-        return first, second
+        both = sides(drawn, self.rows.outputs[:, targets].astype(np.float64), seed=seed)
+        settings = [self.settings[each] for each in targets]
+        return refit_halves(both, settings, self.scale[targets])
 
     def _fitted(self, target: int) -> Fitted:
         """What the datamodel says of the groups that its process is over, over `scale`."""

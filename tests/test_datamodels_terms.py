@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodels import fit_joint
-from datamodels.crossfit import Estimate, pooled, sides
+from datamodels.crossfit import Estimate, pooled, refit_halves, sides
 from datamodels.estimates import Effects
 from datamodels.process import Settings
 from datamodels.scores import sampling
@@ -151,6 +151,14 @@ def test_nothing_is_found_in_shuffled_or_constant_outputs(model):
     assert model.terms(1) == []
 
 
+def test_what_was_learned_for_one_call_serves_the_next_about_the_same_targets(model):
+    alone = model.effects(0, [(0, 1)])
+    anew = dataclasses.replace(model).effects(0, [(0, 1)])
+    other = model.effects(2, [(0, 1)])
+    again = model.effects(0, [(0, 1)])
+    assert alone.value[0] == anew.value[0] == again.value[0] != other.value[0]
+
+
 @pytest.mark.slow
 def test_targets_are_pooled_under_one_rate(model):
     alone, pooled_terms = model.terms(0), model.terms()
@@ -241,7 +249,7 @@ def test_intervals_of_joint_effects_cover(together):
         masks, outputs, number = simulated(rng, 400, together)
         alpha = None if together == "complements" else 0.5
         drawn = sampling(masks, alpha, fixed_size=False, replicate_of=number)
-        halves = [side.half(0, JOINT, 1.0) for side in sides(drawn, outputs[:, None])]
+        halves = refit_halves(sides(drawn, outputs[:, None]), [JOINT], np.ones(1)).halves(0)
         parts = [half.estimate(rows, np.eye(len(rows))) for half in halves]
         found = pooled(parts, [len(half.masks) for half in halves])
         low, high = Effects(found.value[:, None], found.standard_error[:, None]).interval()
