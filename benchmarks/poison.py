@@ -34,7 +34,7 @@ from influence.detection import ATTACK_WORKED, detection_metrics
 from influence.experiment import Experiment
 from influence.jax_setup import set_up_jax
 from influence.run import Run
-from influence.tracing import suspected_sets, trace
+from influence.tracing import carried_sets, suspected_sets, trace
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NONE = ["--poison.label-flip-fraction", "0", "--poison.backdoor-fraction", "0"]
@@ -64,6 +64,11 @@ SINE = {
     "fashion": ["--poison.sine-fraction", "0.02", "--poison.sine-amplitude", "180",
                 "--poison.sine-periods", "3"],
 }  # fmt: skip
+CONSISTENT = {
+    "digits": ["--poison.consistent-fraction", "0.04", "--poison.consistent-size", "4"],
+    "fashion": ["--poison.consistent-fraction", "0.02", "--poison.consistent-size", "4",
+                "--poison.consistent-mix", "0.75"],
+}  # fmt: skip
 PATCH = ["--poison.backdoor-fraction", "0.015"]
 
 
@@ -76,7 +81,7 @@ def attacks(data: str) -> dict[str, list[str]]:
         "sine": SINE[data],
         "pair_flip": ["--poison.pair-flip-fraction", "0.02", "--poison.pair-flip-from", "4",
                       "--poison.pair-flip-to", "9"],
-        "consistent": ["--poison.consistent-fraction", "0.04", "--poison.consistent-size", "4"],
+        "consistent": CONSISTENT[data],
         "two": [*PATCH, *BLEND[data]],
         "leak": ["--poison.leak-fraction", "0.02" if data == "digits" else "0.004"],
     }  # fmt: skip
@@ -241,11 +246,13 @@ def commit() -> str:
 def traces(run: Run, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
     """The rank of every training example, from each prediction of the incident alone."""
     weights, columns = load_datamodel(run).weights, mask_columns(experiment)
-    targets, sets = experiment.targets, suspected_sets(run.read_audit(), experiment)
-    ranks = [
-        trace(weights, targets, columns, np.array([at]), np.array([True]), True, sets).rank()
-        for at in range(targets.incident.start, targets.incident.stop)
-    ]
+    targets, audit = experiment.targets, run.read_audit()
+    sets, ranks = suspected_sets(audit, experiment), []
+    for at in range(targets.incident.start, targets.incident.stop):
+        one = np.array([at])
+        carried = carried_sets(audit, experiment, one)
+        traced = trace(weights, targets, columns, one, np.array([True]), True, sets, carried)
+        ranks.append(traced.rank())
     return [rank[columns] for rank in ranks]
 
 

@@ -292,6 +292,7 @@ def save_trace(
         "drive": traced.drive[columns],
         "backing": traced.backing[columns],
         "together": traced.together[columns],
+        "carried": traced.carried[columns],
         "rank": traced.rank()[columns],
         "removed": np.isin(experiment.train.ids, summary["removed"]),
     }

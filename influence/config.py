@@ -51,7 +51,7 @@ class AuditConfig:
     from training examples and clean targets alone."""
     budget: float = 0.06
     """Share of the training examples that is flagged: the most suspicious by themselves. Sets that
-    support one another are judged beside them."""
+    support one another, or look alike, are judged beside them; of texts there are none."""
     seeds: int = 16
     """Retrains of each removal and control."""
     seed: int = 0

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from datamodels.design import Listed
-from influence import pattern
+from influence import look_alikes, pattern
 from influence.arms import VERDICT_STREAM, main_task, positions_of
 from influence.experiment import Experiment
 from influence.hidden_support import commonest
@@ -44,7 +44,10 @@ class Trial(NamedTuple):
 
 
 def trial(
-    experiment: Experiment, flagged: np.ndarray, hidden: Sequence[dict[str, Any]] | None
+    experiment: Experiment,
+    flagged: np.ndarray,
+    hidden: Sequence[dict[str, Any]] | None,
+    similar: Sequence[dict[str, Any]] | None,
 ) -> Trial:
     """What to retrain.
 
@@ -53,10 +56,18 @@ def trial(
         flagged: of scores.parquet.
         hidden: the `hidden_sets` of audit.json. Texts have nothing that can be put on others: so
             their sets are not looked at, only each flagged example.
+        similar: its `look_alikes`.
     """
     audit, train = experiment.config.audit, experiment.train
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
-    sets = [] if experiment.vocabulary else _sets(inputs, labels, train.ids, hidden or ())
+
+    def rows_of(found: Sequence[dict[str, Any]] | None) -> list[Int[np.ndarray, " _"]]:
+        return [positions_of(train.ids.tolist(), one["examples"]) for one in found or ()]
+
+    sets = [] if experiment.vocabulary else _with_patterns(inputs, labels, rows_of(hidden))
+    for rows in rows_of(similar):
+        if not any(look_alikes.alike(rows, other) for other in sets):
+            sets.append(rows)
     random = random_sets(labels, sets, audit.seed)
     patterns = [pattern.common(inputs, rows) for rows in (*sets, *random)]
     classes = [commonest(labels[rows]) for rows in sets]
@@ -70,16 +81,12 @@ def trial(
     )
 
 
-def _sets(
-    inputs: np.ndarray,
-    labels: Int[np.ndarray, " n"],
-    ids: Int[np.ndarray, " n"],
-    hidden: Sequence[dict[str, Any]],
+def _with_patterns(
+    inputs: np.ndarray, labels: Int[np.ndarray, " n"], hidden: Sequence[Int[np.ndarray, " _"]]
 ) -> list[Int[np.ndarray, " _"]]:
     """The examples that share a pattern of a hidden set; of those with most in common the first."""
     found: list[Int[np.ndarray, " _"]] = []
-    for one in hidden:
-        rows = positions_of(ids.tolist(), one["examples"])
+    for rows in hidden:
         for own in pattern.patterns_in(inputs, rows, labels == commonest(labels[rows])):
             if all(2 * np.isin(own, o).sum() <= min(len(own), len(o)) for o in found):
                 found.append(own)

@@ -102,6 +102,20 @@ def sharing(
     return looked_at[within]
 
 
+def carried(
+    inputs: Num[np.ndarray, "n *shape"],
+    rows: Int[np.ndarray, " k"],
+    others: Num[np.ndarray, "o *shape"],
+) -> Bool[np.ndarray, " o"]:
+    """Whether other inputs, of which none is among `inputs`, have the pattern of a set."""
+    both, new = np.concatenate([inputs, others]), len(inputs) + np.arange(len(others))
+    # Several of the others may have it, so none is a neighbour.
+    looked_at = np.concatenate([rows, new])
+    difference, _ = _apart(both, looked_at, looked_at)
+    share = _share(difference, np.arange(len(looked_at)) < len(rows))
+    return share[len(rows) :] >= HAS_IT[-1]
+
+
 def _apart(
     inputs: Num[np.ndarray, "n *shape"],
     rows: Int[np.ndarray, " k"],

@@ -18,6 +18,7 @@ from influence import (
     hidden_support,
     joint_stages,
     judging,
+    look_alikes,
     quality,
     removal,
     subpopulations,
@@ -127,6 +128,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         flagged=int(flagged.sum()),
         examples=len(experiment.train),
         hidden_sets=hidden_support.described(experiment, hidden),
+        look_alikes=look_alikes.described(experiment),
         copies=copies.search(experiment, model.weights),
         redundant=int(redundant(scores, flagged).sum()),
         lowering=lowering(scores, experiment.train.ids, quality.FALSE_DISCOVERIES),
@@ -145,7 +147,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
         raise UserError(
             f"the scores are older than the fit; run first: accomplice audit {run.path}"
         )
-    if "redundant" not in audited:
+    if "look_alikes" not in audited:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
@@ -165,7 +167,9 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
 def _judge(run: Run, experiment: Experiment) -> None:
     """Write the verdicts into scores.parquet and audit.json; the ranks then follow them."""
     columns, audit = read_scores(run), run.read_audit()
-    trial = judging.trial(experiment, columns["flagged"], audit["hidden_sets"])
+    trial = judging.trial(
+        experiment, columns["flagged"], audit["hidden_sets"], audit["look_alikes"]
+    )
     planned = judging.planned(run, experiment, trial)
     make_planned(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
     verdicts = judging.measure(planned, trial)
@@ -204,10 +208,11 @@ def trace_stage(
         raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
     to_end = tracing.label_is_bad(targets, chosen) | flip
     # What supports a right prediction is to be ended by the fewest, not by whole sets.
-    sets = [] if flip else tracing.suspected_sets(run.read_audit(), experiment)
-    traced = tracing.trace(
-        model.weights, targets, columns, chosen, to_end, experiment.higher_is_better, sets
-    )
+    audited = run.read_audit()
+    sets = [] if flip else tracing.suspected_sets(audited, experiment)
+    carried = [] if flip else tracing.carried_sets(audited, experiment, chosen)
+    higher = experiment.higher_is_better
+    traced = tracing.trace(model.weights, targets, columns, chosen, to_end, higher, sets, carried)
     order = traced.order()
 
     def retrain(removed: Bool[np.ndarray, "s n"], judging: bool) -> removal.Removal:
@@ -249,7 +254,7 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     metrics = run.read_audit()
     if "verify" not in metrics or "verdict" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
-    if "redundant" not in metrics:
+    if "look_alikes" not in metrics:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     found = verification.measure(run, experiment)
     write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)

@@ -3,7 +3,8 @@
 A datamodel's weights on one prediction are noisy where many examples with a common trigger share
 it. But those examples support one another as well, which thousands of other weights show: so an
 example is ranked by how much it and the ones that drive the prediction support each other. Where
-the audit found sets that do so, a set is ranked as the one thing that it is, by its weights added.
+the audit found sets that do so, a set is ranked as the one thing that it is, by its weights added;
+and first of all where retraining confirmed it, and the prediction's input has the set's pattern.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from influence import pattern
 from influence.arms import mask_columns, positions_of
 from influence.audit import Weights, rank_of
 from influence.experiment import Experiment, Targets
@@ -44,16 +46,19 @@ class Traced(NamedTuple):
     together: Float[np.ndarray, " g"]
     """What the set that it is in drives as a whole, if it does so for hardly a clean target; of
     several sets the most. 0 in none."""
+    carried: Bool[np.ndarray, " g"]
+    """Whether it is in a confirmed set whose pattern all the predictions' inputs carry."""
 
     def order(self) -> Int[np.ndarray, " g"]:
         """The groups, the most suspicious first.
 
-        Sets that drive the predictions, and what drives them more than any set does; then by
-        backing, and those without by drive.
+        Those whose pattern is carried; sets that drive the predictions, and what drives them more
+        than any set does; then by backing, and those without by drive.
         """
         most = self.together.max()
         alone = np.where((most > 0) & (self.drive > most), self.drive, 0)
-        return np.lexsort((-self.drive, -self.backing, -np.maximum(self.together, alone)))
+        whole = np.maximum(self.together, alone)
+        return np.lexsort((-self.drive, -self.backing, -whole, ~self.carried))
 
     def rank(self) -> Int[np.ndarray, " g"]:
         """1 for the most suspicious group."""
@@ -106,13 +111,34 @@ def suspected_sets(audit: dict[str, Any], experiment: Experiment) -> list[Int[np
         experiment: of the run.
     """
     found = audit["verdict"]["sets"] if "verdict" in audit else audit.get("hidden_sets") or []
-    columns, ids = mask_columns(experiment), experiment.train.ids.tolist()
-    sizes = np.bincount(columns)
-    inside = [
-        np.bincount(columns[positions_of(ids, one["examples"])], minlength=len(sizes))
-        for one in found
+    ids = experiment.train.ids.tolist()
+    return [_mostly_in(positions_of(ids, one["examples"]), experiment) for one in found]
+
+
+def carried_sets(
+    audit: dict[str, Any], experiment: Experiment, chosen: Int[np.ndarray, " t"]
+) -> list[Int[np.ndarray, " _"]]:
+    """Groups of each confirmed set whose pattern the inputs of all chosen targets carry.
+
+    Where a trigger has many examples, each drives a prediction little, and all together drive clean
+    targets of their label as well: then it is the input that shows what is behind a prediction.
+    """
+    sets = audit["verdict"]["sets"] if "verdict" in audit else []
+    inputs, ids = np.asarray(experiment.train.examples.inputs), experiment.train.ids.tolist()
+    of_targets = np.asarray(experiment.targets.examples.inputs)[chosen]
+    confirmed = [positions_of(ids, one["examples"]) for one in sets if one["confirmed"]]
+    return [
+        _mostly_in(rows, experiment)
+        for rows in confirmed
+        if pattern.carried(inputs, rows, of_targets).all()
     ]
-    return [np.flatnonzero(2 * count >= sizes) for count in inside]
+
+
+def _mostly_in(rows: Int[np.ndarray, " k"], experiment: Experiment) -> Int[np.ndarray, " _"]:
+    """The groups of which at least half are among some examples."""
+    columns = mask_columns(experiment)
+    sizes = np.bincount(columns)
+    return np.flatnonzero(2 * np.bincount(columns[rows], minlength=len(sizes)) >= sizes)
 
 
 def rows_of(weights: Weights, chosen: Int[np.ndarray, " t"]) -> Float[np.ndarray, "t g"]:
@@ -128,6 +154,7 @@ def trace(
     to_end: Bool[np.ndarray, " t"],
     higher_is_better: bool,
     sets: Sequence[Int[np.ndarray, " _"]] = (),
+    carried: Sequence[Int[np.ndarray, " _"]] = (),
 ) -> Traced:
     """How far each group is behind some predictions.
 
@@ -140,6 +167,7 @@ def trace(
             one that is to be flipped); else it is any other.
         higher_is_better: False for an output such as the loss.
         sets: groups that may act together (`suspected_sets`).
+        carried: groups that do, as the inputs of the predictions show (`carried_sets`).
     """
     raises = to_end == higher_is_better
     drive = (np.where(raises, 1, -1)[:, None] * rows_of(weights, chosen)).mean(0)
@@ -159,7 +187,10 @@ def trace(
             whole, usual = drive[groups].sum(), np.quantile(np.abs(clean[groups].sum(0)), USUAL)
             if whole > usual:
                 together[groups] = np.maximum(together[groups], whole)
-    return Traced(drive, backing, together)
+    in_carried = np.zeros(len(drive), bool)
+    for groups in carried:
+        in_carried[groups] = True
+    return Traced(drive, backing, together, in_carried)
 
 
 def _driving_class(

@@ -2,29 +2,9 @@
 
 import numpy as np
 import pytest
+from pictures import SHAPE, kinds, triggers
 
 from influence import pattern
-from training.triggers import blend, patch, sine
-
-SHAPE = (300, 10, 10, 1)
-
-
-def kinds(seed):
-    """Images of six kinds, each a shape of its own with some noise."""
-    rng = np.random.default_rng(seed)
-    shapes = rng.integers(0, 256, (6, *SHAPE[1:])) * (rng.random((6, *SHAPE[1:])) < 0.4)
-    labels = rng.integers(0, 6, SHAPE[0])
-    noise = rng.normal(0, 25, SHAPE)
-    return np.clip(shapes[labels] + noise, 0, 255).astype(np.uint8), labels
-
-
-def triggers():
-    texture = np.random.default_rng(9).integers(0, 256, SHAPE[1:], np.uint8)
-    return {
-        "patch": lambda images: patch(images, 2),
-        "blend": lambda images: blend(images, texture, 0.3),
-        "sine": lambda images: sine(images, 150.0, 3),
-    }
 
 
 @pytest.mark.parametrize("name", ["patch", "blend", "sine"])
@@ -74,6 +54,17 @@ def test_neighbours_are_the_closest_others_and_never_the_example_itself():
         near = inputs[others][np.argsort(distance)[: pattern.NEIGHBOURS]]
         np.testing.assert_allclose(reference[at], near.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(difference[at], inputs[row] - near.mean(0), atol=1e-5)
+
+
+def test_other_inputs_carry_a_pattern_where_they_have_it_however_many_they_are():
+    images, _ = kinds(0)
+    rows, others = np.arange(15), np.arange(200, 260)
+    for trigger in triggers().values():
+        train = images[:200].copy()
+        train[rows] = trigger(train[rows])
+        clean = images[others]
+        np.testing.assert_array_equal(pattern.carried(train, rows, clean), False)
+        np.testing.assert_array_equal(pattern.carried(train, rows, trigger(clean)), True)
 
 
 def test_an_equal_pattern_has_sameness_1_and_noise_has_little():

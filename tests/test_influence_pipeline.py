@@ -72,6 +72,9 @@ def test_a_run_leaves_every_file(finished):
 def test_audit_json_has_its_keys(finished):
     audit = read_json(finished / "audit.json")
     assert audit["fit"].keys() >= {"lds", "r2", "ceiling"}
+    assert {one.keys() == {"class", "examples", "sameness"} for one in audit["look_alikes"]} == {
+        True
+    }
     assert audit["detection"].keys() == {"label_flip", "backdoor", "backdoor_blind"}
     for name, protocol in [("label_flip", "blind"), ("backdoor", "incident")]:
         assert audit["detection"][name]["protocol"] == protocol
@@ -342,6 +345,7 @@ def test_a_table_of_numbers_of_ones_own(tmp_path, output):
     audit = read_json(run / "audit.json")
     assert audit["protocol"] == "blind"
     assert audit["detection"] == {}
+    assert audit["look_alikes"] is None
     assert audit["verify"]["attack_success"] is None
     assert "<img" not in (run / "report.html").read_text()
 

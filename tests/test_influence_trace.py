@@ -165,6 +165,18 @@ def test_a_set_that_drives_a_prediction_is_ranked_as_one():
     assert set(order([PLANTED])[1 : len(PLANTED) + 1]) == set(PLANTED)
 
 
+def test_a_set_whose_pattern_the_prediction_carries_is_first_however_little_it_drives():
+    weights, targets = planted_weights(0)
+    one = targets.incident.start
+    weights[:, one] = 0.05
+    natural = np.setdiff1d(np.arange(0, GROUPS, 3), PLANTED)[:8]
+    weights[natural, one] = 2.0
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS),
+                  np.array([one]), np.array([True]), True, [natural], [PLANTED])  # fmt: skip
+    assert set(found.order()[: len(PLANTED)]) == set(PLANTED)
+    np.testing.assert_array_equal(np.flatnonzero(found.carried), np.sort(PLANTED))
+
+
 @given(st.integers(1, 200), st.integers(1, 300))
 def test_bisection_finds_the_smallest_number(limit, needed):
     asked = []

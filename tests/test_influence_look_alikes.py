@@ -1,0 +1,47 @@
+"""Sets of look-alikes: the images of a trigger come first, whatever else their label holds."""
+
+import numpy as np
+import pytest
+from pictures import kinds, triggers
+
+from influence import look_alikes
+
+
+@pytest.mark.parametrize("name", ["patch", "blend", "sine"])
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_a_trigger_of_few_or_many_images_of_its_label_is_first(name, share):
+    images, labels = kinds(1)
+    own = np.flatnonzero(labels == 3)
+    poisoned = own[: round(share * len(own))]
+    images[poisoned] = triggers()[name](images[poisoned])
+    first = look_alikes.search(images, labels)[0]
+    np.testing.assert_array_equal(first.rows, poisoned)
+    assert first.sameness > 0.9
+
+
+def test_sets_are_different_and_of_at_most_half_of_one_label():
+    images, labels = kinds(0)
+    labels //= 2
+    found = look_alikes.search(images, labels)
+    assert 0 < len(found) <= look_alikes.FIRST
+    assert [one.sameness for one in found] == sorted((o.sameness for o in found), reverse=True)
+    for at, one in enumerate(found):
+        (label,) = set(labels[one.rows].tolist())
+        assert 4 <= len(one.rows) <= (labels == label).sum() / 2
+        assert not any(look_alikes.alike(one.rows, other.rows) for other in found[:at])
+
+
+def test_labels_of_few_or_of_equal_images_are_met():
+    images, labels = kinds(0)
+    labels[:] = 0
+    labels[:3] = 1
+    labels[3:20] = 2
+    images[3:20] = images[3]
+    for one in look_alikes.search(images, labels):
+        assert np.isfinite(one.sameness)
+        assert not (labels[one.rows] == 1).any()
+
+
+def test_two_sets_are_alike_that_share_more_than_half_of_what_they_have_together():
+    assert look_alikes.alike(np.arange(6), np.arange(2, 8)) is False
+    assert look_alikes.alike(np.arange(6), np.arange(1, 7)) is True
