@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 import datamodels
 from datamodels.estimates import Effects
 from influence.experiment import Targets
+from influence.likeness import mean_of_alike
 from influence.members import Members, target_blocks
 
 LISTED = 100
@@ -28,6 +29,8 @@ class Scores(NamedTuple):
     """Mean output of the example over the members that did not train on it."""
     out_of_bag_error: Float[np.ndarray, " n"]
     """Standard error of `out_of_bag`."""
+    alike: Float[np.ndarray, " n"]
+    """Mean `out_of_bag` of the examples of its label that it is most like (`likeness`)."""
     memorisation: Float[np.ndarray, " n"]
     """Its mean output when trained on it minus when not."""
     memorisation_error: Float[np.ndarray, " n"]
@@ -85,6 +88,7 @@ def score(
     group_of: Int[np.ndarray, " n"],
     hidden: datamodels.Hidden | None,
     higher_is_better: bool,
+    vocabulary: int = 0,
 ) -> Scores:
     """All scores. What groups do is said of each of their examples.
 
@@ -98,6 +102,7 @@ def score(
         hidden: what a search for sets with a hidden support found; None where there was none.
         higher_is_better: False for an output such as the loss, which is then negated, so that
             every score reads as stated whatever the output.
+        vocabulary: of texts: every token id is below it; 0 for other inputs.
     """
     sign, groups = 1.0 if higher_is_better else -1.0, arms[0].masks.shape[1]
     own = [
@@ -108,9 +113,12 @@ def score(
         np.concatenate(parts) for parts in zip(*own, strict=True)
     )
     q_values = _q_values(mean_effects)
+    examples = targets.examples.take(targets.train)
+    inputs, labels = np.asarray(examples.inputs), np.asarray(examples.labels)
     return Scores(
         out_of_bag,
         error,
+        mean_of_alike(out_of_bag, inputs, labels, vocabulary),
         memorisation,
         memorisation_error,
         self_weight,
@@ -177,11 +185,12 @@ def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndar
 def suspect(scores: Scores) -> Suspicion:
     """Rank the examples by their most suspicious evidence in the bank.
 
-    Blind evidence is a low out-of-bag output (the others contradict the label), a high
-    memorisation (nothing else supports it), and support by a few others, but by nothing that is
-    clean. The incident adds a high weight on the bad predictions.
+    Blind evidence is a low out-of-bag output (the others contradict the label), the same added to
+    that of its like (mistakes that were made in one way back one another), a high memorisation
+    (nothing else supports it), and support by a few others, but by nothing that is clean. The
+    incident adds a high weight on the bad predictions.
     """
-    blind = [-scores.out_of_bag, scores.memorisation]
+    blind = [-scores.out_of_bag, -(scores.out_of_bag + scores.alike), scores.memorisation]
     if (scores.hidden_support > 0).any():
         blind.append(np.where(scores.hidden_support > 0, scores.hidden_support, np.nan))
     return Suspicion(best_rank(blind), _with_incident(blind, scores))
@@ -195,7 +204,7 @@ def suspect_judged(
     Confirmed sets come first, with an incident as well: its few predictions show a set of many by
     small weights that are noisy. The others are ranked by their output in models that did not train
     on them: out of bag, where half of what is like them is mostly there, and without any suspect;
-    added, as what one of the two says alone may be by chance.
+    added, as what one of the two says alone may be by chance, and to the output of their like.
 
     Args:
         scores: of the bank.
@@ -204,6 +213,7 @@ def suspect_judged(
             where it is not known.
     """
     unseen = scores.out_of_bag + np.where(np.isfinite(held_out), held_out, scores.out_of_bag)
+    unseen += scores.alike
     confirmed = np.isfinite(support)
     blind = rank_of(np.lexsort((unseen, np.where(confirmed, -support, np.inf))))
     incident = _with_incident([-blind.astype(float)], scores)

@@ -6,20 +6,17 @@ of images). Images are compared whatever their brightness, and moved by a pixel;
 each token occurs; numbers by standardised differences.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num
-from scipy.sparse import csr_matrix
-from sklearn.metrics.pairwise import cosine_similarity, euclidean_distances
+from jaxtyping import Num
+
+from influence.likeness import distances
 
 MUCH_CLOSER = 0.47
 """Times the distance of the next closest example."""
 MOST_COPIES = 5
 """Of one target."""
-MOST_SHIFT = 1
-"""Pixels that an image may be moved by, along each side."""
 BLOCK = 256
 """Targets that are compared with all training examples at a time."""
 
@@ -47,7 +44,7 @@ def near_copies(
     """
     found = []
     for first in range(0, len(targets), BLOCK):
-        distance = _distances(train, targets[first : first + BLOCK], vocabulary)
+        distance = distances(train, targets[first : first + BLOCK], vocabulary)
         count = min(MOST_COPIES + 1, distance.shape[1])
         order = np.argsort(distance, axis=1, kind="stable")[:, :count]
         near = np.take_along_axis(distance, order, axis=1)
@@ -62,59 +59,3 @@ def near_copies(
                 for at in range(copies)
             ]
     return found
-
-
-def _distances(
-    train: Num[np.ndarray, "n *shape"], targets: Num[np.ndarray, "t *shape"], vocabulary: int
-) -> Float[np.ndarray, "t n"]:
-    if vocabulary:
-        alike = cosine_similarity(
-            _token_counts(targets, vocabulary), _token_counts(train, vocabulary)
-        )
-        return np.sqrt(np.maximum(1 - alike, 0))
-    if train.dtype == np.uint8:
-        return np.sqrt(np.maximum(1 - _most_alike(targets, train), 0))
-    flat = train.reshape(len(train), -1).astype(np.float64)
-    scale = np.maximum(flat.std(0), 1e-12)
-    return euclidean_distances(targets.reshape(len(targets), -1) / scale, flat / scale)
-
-
-def _token_counts(texts: Num[np.ndarray, "n l"], vocabulary: int) -> csr_matrix:
-    """How often each token occurs; padding does not count."""
-    ids = texts.astype(np.int64)
-    row = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
-    there = ids > 0
-    ones = np.ones(int(there.sum()))
-    return csr_matrix((ones, (row[there], ids[there])), shape=(len(ids), vocabulary))
-
-
-def _most_alike(
-    first: Num[np.ndarray, "t h w c"], second: Num[np.ndarray, "n h w c"]
-) -> Float[np.ndarray, "t n"]:
-    """The largest correlation of two images over shifts."""
-    best = np.full((len(first), len(second)), -1.0, np.float32)
-    for own, other in _overlaps(*first.shape[1:3]):
-        best = np.maximum(best, _standardised(first[own]) @ _standardised(second[other]).T)
-    return best
-
-
-def _overlaps(height: int, width: int) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """The parts of two images that lie on each other when one is moved."""
-    steps = range(-MOST_SHIFT, MOST_SHIFT + 1)
-    for down in steps:
-        for right in steps:
-            yield (
-                (slice(None), _moved(down, height), _moved(right, width)),
-                (slice(None), _moved(-down, height), _moved(-right, width)),
-            )
-
-
-def _moved(by: int, length: int) -> slice:
-    return slice(max(by, 0), length + min(by, 0))
-
-
-def _standardised(images: Num[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
-    """Without their mean, and of length 1."""
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    flat -= flat.mean(1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)

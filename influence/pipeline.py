@@ -116,6 +116,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         columns,
         hidden,
         experiment.higher_is_better,
+        experiment.vocabulary,
     )
     suspicion = suspect(scores)
     # Texts have no pattern that sets could be judged by.

@@ -93,6 +93,7 @@ def test_every_kind_of_evidence_is_suspicious_by_itself():
     quiet = Scores(*np.zeros((len(Scores._fields), 5)))
     for field, value in [
         ("out_of_bag", -1.0),
+        ("alike", -1.0),
         ("memorisation", 1.0),
         ("hidden_support", 1.0),
         ("incident_weight", 1.0),
@@ -113,7 +114,8 @@ def test_what_retraining_showed_ranks_confirmed_sets_first_and_then_by_unseen_ou
     assert found.blind[2] == 3  # what is alone with a low output is next
     others = [row for row in range(20) if row not in (2, 4, 7, 9)]
     by_rank = sorted(others, key=lambda row: found.blind[row])
-    assert by_rank == sorted(others, key=lambda row: scores.out_of_bag[row])
+    unseen = 2 * scores.out_of_bag + scores.alike
+    assert by_rank == sorted(others, key=lambda row: unseen[row])
     assert found.blind[9] == 20
     # The same sets, and then what either is first by.
     either = best_rank([-found.blind.astype(float), scores.incident_weight])
@@ -240,7 +242,10 @@ def test_where_nothing_was_searched_the_rest_of_the_evidence_ranks():
     )
     scores = make_scores(False)
     np.testing.assert_array_equal(quiet, missing)
-    np.testing.assert_array_equal(missing, best_rank([-scores.out_of_bag, scores.memorisation]))
+    with_its_like = -(scores.out_of_bag + scores.alike)
+    np.testing.assert_array_equal(
+        missing, best_rank([-scores.out_of_bag, with_its_like, scores.memorisation])
+    )
 
 
 def test_a_label_flip_is_scored_whether_or_not_the_model_learned_it():
