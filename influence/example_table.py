@@ -58,6 +58,7 @@ def example_table(
         (Column("verdict", "verdict", False), [_said(status) for status in value["status"]]),
         (Column("truth", "truth", False), planted if known else None),
         (Column("out_of_bag", "out of bag", True), _with_error(value, "out_of_bag")),
+        (Column("alike", "its like", True), [number(x) for x in value["alike"]]),
         (Column("memorisation", "memorisation", True), _with_error(value, "memorisation")),
         (Column("held_out", "held out", True), [number(x, 1) for x in value["held_out_margin"]]),
         (Column("probability", "probability", True), map(number, value["probability"])),
