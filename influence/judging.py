@@ -48,6 +48,7 @@ def trial(
     flagged: np.ndarray,
     hidden: Sequence[dict[str, Any]] | None,
     similar: Sequence[dict[str, Any]] | None,
+    strangers: Sequence[dict[str, Any]] | None,
 ) -> Trial:
     """What to retrain.
 
@@ -57,6 +58,7 @@ def trial(
         hidden: the `hidden_sets` of audit.json. Texts have nothing that can be put on others: so
             their sets are not looked at, only each flagged example.
         similar: its `look_alikes`.
+        strangers: its `strangers`.
     """
     audit, train = experiment.config.audit, experiment.train
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
@@ -73,6 +75,8 @@ def trial(
     classes = [commonest(labels[rows]) for rows in sets]
     sameness = tuple(one.sameness for one in patterns[: len(sets)])
     suspects = suspects_of(flagged, sets)
+    for rows in rows_of(strangers):
+        suspects[rows] = True
     found = Candidates(suspects, tuple(sets), tuple(random), sameness)
     return Trial(
         found,

@@ -7,6 +7,9 @@ stand out by their pixels. Each label is cut into few clusters, as activation cl
 and from each cluster come the examples that share its pattern (`pattern`). The clusters are of
 images and not of activations, so that no model decides. Labels have kinds of images without any
 trigger, too: those whose pattern is the most equal in all of its examples are judged by retraining.
+
+The same clusters show labels that are wrong in one way, many times: such images stand among those
+of their true label. As they back one another, none of them looks as wrong as a single one does.
 """
 
 import warnings
@@ -20,11 +23,16 @@ from sklearn.exceptions import ConvergenceWarning
 
 from influence import pattern
 from influence.experiment import Experiment
+from influence.likeness import distances
 
 CLUSTERS = (2, 4)
 """Into so many each label is cut."""
 FIRST = 3
 """Sets that retraining judges."""
+NEIGHBOURS, LOOKED_AT = 20, 100
+"""The closest images that an image of a cluster stands among, and of how many it is asked."""
+OWN_LABEL = 0.2
+"""Share of the neighbours with a cluster's label, below which its images are strangers."""
 MOST_SEARCHED = 20_000
 """Examples, as each is compared with all."""
 
@@ -37,23 +45,33 @@ class LookAlikes(NamedTuple):
     """How equal it is in all of them, from 0 to 1."""
 
 
-def described(experiment: Experiment) -> list[dict[str, Any]] | None:
-    """The `look_alikes` of audit.json, with examples by id.
+class Strangers(NamedTuple):
+    """Images of one label that stand among those of others."""
+
+    rows: Int[np.ndarray, " _"]
+    own_label: float
+    """Share of their closest images that have their label."""
+
+
+def described(experiment: Experiment) -> dict[str, list[dict[str, Any]] | None]:
+    """The `look_alikes` and the `strangers` of audit.json, with examples by id.
 
     None where nothing was searched: of other inputs than images, or too many.
     """
     train, names = experiment.train, experiment.class_names
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
     if inputs.dtype != np.uint8 or inputs.ndim != 4 or len(inputs) > MOST_SEARCHED:
-        return None
-    return [
-        {
-            "class": names[labels[one.rows[0]]],
-            "examples": train.ids[one.rows].tolist(),
-            "sameness": one.sameness,
-        }
-        for one in search(inputs, labels)
-    ]
+        return {"look_alikes": None, "strangers": None}
+
+    def told(one: LookAlikes | Strangers) -> dict[str, Any]:
+        label = names[labels[one.rows[0]]]
+        return one._asdict() | {"class": label, "examples": train.ids[one.rows].tolist()}
+
+    found = {"look_alikes": search(inputs, labels), "strangers": strangers(inputs, labels)}
+    return {
+        name: [{key: value for key, value in told(one).items() if key != "rows"} for one in sets]
+        for name, sets in found.items()
+    }
 
 
 def search(images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) -> list[LookAlikes]:
@@ -69,6 +87,24 @@ def search(images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) 
         if not any(alike(one.rows, other.rows) for other in different):
             different.append(one)
     return different[:FIRST]
+
+
+def strangers(
+    images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+) -> list[Strangers]:
+    """The clusters of any label of whose closest images few have it, the fewest first."""
+    found = []
+    for label in np.unique(labels):
+        for rows in _clusters(images, labels == label):
+            asked = rows[:LOOKED_AT]
+            distance = distances(images, images[asked], 0)
+            distance[np.arange(len(asked)), asked] = np.inf
+            count = min(NEIGHBOURS, len(images) - 1)
+            near = np.argpartition(distance, count - 1, axis=1)[:, :count]
+            share = float((labels[near] == label).mean())
+            if share < OWN_LABEL:
+                found.append(Strangers(np.sort(rows), share))
+    return sorted(found, key=lambda one: one.own_label)
 
 
 def _clusters(

@@ -129,7 +129,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         flagged=int(flagged.sum()),
         examples=len(experiment.train),
         hidden_sets=hidden_support.described(experiment, hidden),
-        look_alikes=look_alikes.described(experiment),
+        **look_alikes.described(experiment),
         copies=copies.search(experiment, model.weights),
         redundant=int(redundant(scores, flagged).sum()),
         lowering=lowering(scores, experiment.train.ids, quality.FALSE_DISCOVERIES),
@@ -148,7 +148,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
         raise UserError(
             f"the scores are older than the fit; run first: accomplice audit {run.path}"
         )
-    if "look_alikes" not in audited:
+    if "strangers" not in audited:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
@@ -168,9 +168,8 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
 def _judge(run: Run, experiment: Experiment) -> None:
     """Write the verdicts into scores.parquet and audit.json; the ranks then follow them."""
     columns, audit = read_scores(run), run.read_audit()
-    trial = judging.trial(
-        experiment, columns["flagged"], audit["hidden_sets"], audit["look_alikes"]
-    )
+    sets = (audit["hidden_sets"], audit["look_alikes"], audit["strangers"])
+    trial = judging.trial(experiment, columns["flagged"], *sets)
     planned = judging.planned(run, experiment, trial)
     make_planned(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
     verdicts = judging.measure(planned, trial)
@@ -255,7 +254,7 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     metrics = run.read_audit()
     if "verify" not in metrics or "verdict" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
-    if "look_alikes" not in metrics:
+    if "strangers" not in metrics:
         raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     found = verification.measure(run, experiment)
     write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)

@@ -45,3 +45,14 @@ def test_labels_of_few_or_of_equal_images_are_met():
 def test_two_sets_are_alike_that_share_more_than_half_of_what_they_have_together():
     assert look_alikes.alike(np.arange(6), np.arange(2, 8)) is False
     assert look_alikes.alike(np.arange(6), np.arange(1, 7)) is True
+
+
+@pytest.mark.parametrize("share", [0.1, 0.18])
+def test_images_of_one_kind_that_have_the_label_of_another_are_strangers(share):
+    images, labels = kinds(2)
+    assert look_alikes.strangers(images, labels) == []
+    wrong = np.flatnonzero(labels == 1)[: round(share * (labels == 3).sum())]
+    labels[wrong] = 3
+    found = look_alikes.strangers(images, labels)
+    assert {row for one in found for row in one.rows.tolist()} == set(wrong.tolist())
+    assert all(one.own_label < look_alikes.OWN_LABEL for one in found)

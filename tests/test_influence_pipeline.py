@@ -345,7 +345,7 @@ def test_a_table_of_numbers_of_ones_own(tmp_path, output):
     audit = read_json(run / "audit.json")
     assert audit["protocol"] == "blind"
     assert audit["detection"] == {}
-    assert audit["look_alikes"] is None
+    assert audit["look_alikes"] is audit["strangers"] is None
     assert audit["verify"]["attack_success"] is None
     assert "<img" not in (run / "report.html").read_text()
 
