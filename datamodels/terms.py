@@ -1,6 +1,6 @@
 """Terms: which sets of groups act together on a target, of what kind, and how sure that is."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -144,9 +144,10 @@ def without_overlaps(found: list[Assessed]) -> list[Assessed]:
     return kept
 
 
-def alike(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two sets share more than half of the groups that they have together."""
-    return 2 * len(set(one) & set(other)) > len(set(one) | set(other))
+def alike(one: Iterable[Hashable], other: Iterable[Hashable]) -> bool:
+    """Whether two sets share more than half of what they have together."""
+    first, second = set(one), set(other)
+    return 2 * len(first & second) > len(first | second)
 
 
 class Described(NamedTuple):

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Int
 
 from datamodels.design import Listed
-from influence import look_alikes, pattern
+from datamodels.terms import alike
+from influence import pattern
 from influence.arms import VERDICT_STREAM, main_task, positions_of
 from influence.experiment import Experiment
 from influence.hidden_support import commonest
@@ -68,15 +69,13 @@ def trial(
 
     sets = [] if experiment.vocabulary else _with_patterns(inputs, labels, rows_of(hidden))
     for rows in rows_of(similar):
-        if not any(look_alikes.alike(rows, other) for other in sets):
+        if not any(alike(rows, other) for other in sets):
             sets.append(rows)
     random = random_sets(labels, sets, audit.seed)
     patterns = [pattern.common(inputs, rows) for rows in (*sets, *random)]
     classes = [commonest(labels[rows]) for rows in sets]
     sameness = tuple(one.sameness for one in patterns[: len(sets)])
-    suspects = suspects_of(flagged, sets)
-    for rows in rows_of(strangers):
-        suspects[rows] = True
+    suspects = suspects_of(flagged, sets, rows_of(strangers))
     found = Candidates(suspects, tuple(sets), tuple(random), sameness)
     return Trial(
         found,

@@ -13,7 +13,7 @@ of their true label. As they back one another, none of them looks as wrong as a 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int, UInt8
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
+from datamodels.terms import alike
 from influence import pattern
 from influence.experiment import Experiment
 from influence.likeness import distances
@@ -63,25 +64,31 @@ def described(experiment: Experiment) -> dict[str, list[dict[str, Any]] | None]:
     if inputs.dtype != np.uint8 or inputs.ndim != 4 or len(inputs) > MOST_SEARCHED:
         return {"look_alikes": None, "strangers": None}
 
-    def told(one: LookAlikes | Strangers) -> dict[str, Any]:
-        label = names[labels[one.rows[0]]]
-        return one._asdict() | {"class": label, "examples": train.ids[one.rows].tolist()}
+    own = clusters(inputs, labels)
 
-    found = {"look_alikes": search(inputs, labels), "strangers": strangers(inputs, labels)}
+    def told(rows: Int[np.ndarray, " k"]) -> dict[str, Any]:
+        return {"class": names[labels[rows[0]]], "examples": train.ids[rows].tolist()}
+
     return {
-        name: [{key: value for key, value in told(one).items() if key != "rows"} for one in sets]
-        for name, sets in found.items()
+        "look_alikes": [
+            told(one.rows) | {"sameness": one.sameness} for one in search(inputs, labels, own)
+        ],
+        "strangers": [
+            told(one.rows) | {"own_label": one.own_label} for one in strangers(inputs, labels, own)
+        ],
     }
 
 
-def search(images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) -> list[LookAlikes]:
+def search(
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"],
+    clusters: Sequence[Int[np.ndarray, " _"]],
+) -> list[LookAlikes]:
     """The sets of any label with the most equal pattern, the most equal first."""
     found = []
-    for label in np.unique(labels):
-        of_label = labels == label
-        for rows in _clusters(images, of_label):
-            own = pattern.sharing(images, rows, of_label)
-            found.append(LookAlikes(own, pattern.common(images, own).sameness))
+    for rows in clusters:
+        own = pattern.sharing(images, rows, labels == labels[rows[0]])
+        found.append(LookAlikes(own, pattern.common(images, own).sameness))
     different: list[LookAlikes] = []
     for one in sorted(found, key=lambda one: -one.sameness):
         if not any(alike(one.rows, other.rows) for other in different):
@@ -90,27 +97,37 @@ def search(images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) 
 
 
 def strangers(
-    images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"],
+    clusters: Sequence[Int[np.ndarray, " _"]],
 ) -> list[Strangers]:
     """The clusters of any label of whose closest images few have it, the fewest first."""
     found = []
-    for label in np.unique(labels):
-        for rows in _clusters(images, labels == label):
-            asked = rows[:LOOKED_AT]
-            distance = distances(images, images[asked], 0)
-            distance[np.arange(len(asked)), asked] = np.inf
-            count = min(NEIGHBOURS, len(images) - 1)
-            near = np.argpartition(distance, count - 1, axis=1)[:, :count]
-            share = float((labels[near] == label).mean())
-            if share < OWN_LABEL:
-                found.append(Strangers(np.sort(rows), share))
+    for rows in clusters:
+        asked = rows[:LOOKED_AT]
+        distance = distances(images, images[asked], 0)
+        distance[np.arange(len(asked)), asked] = np.inf
+        count = min(NEIGHBOURS, len(images) - 1)
+        near = np.argpartition(distance, count - 1, axis=1)[:, :count]
+        share = float((labels[near] == labels[rows[0]]).mean())
+        if share < OWN_LABEL:
+            found.append(Strangers(np.sort(rows), share))
     return sorted(found, key=lambda one: one.own_label)
+
+
+def clusters(
+    images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+) -> list[Int[np.ndarray, " _"]]:
+    """Those of every label, each of at most half of it, which both searches look at.
+
+    Of each the examples closest to its centre come first.
+    """
+    return [rows for label in np.unique(labels) for rows in _clusters(images, labels == label)]
 
 
 def _clusters(
     images: UInt8[np.ndarray, "n h w c"], of_label: Bool[np.ndarray, " n"]
 ) -> Iterator[Int[np.ndarray, " _"]]:
-    """Those of at most half of the label; of each the examples closest to its centre come first."""
     rows = np.flatnonzero(of_label)
     flat = images[rows].reshape(len(rows), -1).astype(np.float32)
     for count in CLUSTERS:
@@ -125,9 +142,3 @@ def _clusters(
             own = np.flatnonzero(cluster == number)
             if pattern.FEWEST <= len(own) <= len(rows) / 2:
                 yield rows[own[np.argsort(distances[own, number], kind="stable")]]
-
-
-def alike(one: Int[np.ndarray, " k"], other: Int[np.ndarray, " l"]) -> bool:
-    """Whether two sets share more than half of the examples that they have together."""
-    common = len(np.intersect1d(one, other))
-    return 2 * common > len(one) + len(other) - common

@@ -143,12 +143,16 @@ class Cells(NamedTuple):
 
 
 def suspects_of(
-    flagged: Bool[np.ndarray, " n"], sets: Sequence[Int[np.ndarray, " _"]]
+    flagged: Bool[np.ndarray, " n"],
+    sets: Sequence[Int[np.ndarray, " _"]],
+    strangers: Sequence[Int[np.ndarray, " _"]] = (),
 ) -> Bool[np.ndarray, " n"]:
-    """The flagged, and sets of which many are."""
+    """The flagged, sets of which many are, and all that stand among other labels."""
     suspects, least = flagged.copy(), max(BACKED, EXCESS * flagged.mean())
     for rows in sets:
         suspects[rows] |= flagged[rows].mean() >= least
+    for rows in strangers:
+        suspects[rows] = True
     return suspects
 
 

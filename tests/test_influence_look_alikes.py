@@ -7,6 +7,14 @@ from pictures import kinds, triggers
 from influence import look_alikes
 
 
+def searched(images, labels):
+    return look_alikes.search(images, labels, look_alikes.clusters(images, labels))
+
+
+def strangers(images, labels):
+    return look_alikes.strangers(images, labels, look_alikes.clusters(images, labels))
+
+
 @pytest.mark.parametrize("name", ["patch", "blend", "sine"])
 @pytest.mark.parametrize("share", [0.1, 0.4])
 def test_a_trigger_of_few_or_many_images_of_its_label_is_first(name, share):
@@ -14,7 +22,7 @@ def test_a_trigger_of_few_or_many_images_of_its_label_is_first(name, share):
     own = np.flatnonzero(labels == 3)
     poisoned = own[: round(share * len(own))]
     images[poisoned] = triggers()[name](images[poisoned])
-    first = look_alikes.search(images, labels)[0]
+    first = searched(images, labels)[0]
     np.testing.assert_array_equal(first.rows, poisoned)
     assert first.sameness > 0.9
 
@@ -22,7 +30,7 @@ def test_a_trigger_of_few_or_many_images_of_its_label_is_first(name, share):
 def test_sets_are_different_and_of_at_most_half_of_one_label():
     images, labels = kinds(0)
     labels //= 2
-    found = look_alikes.search(images, labels)
+    found = searched(images, labels)
     assert 0 < len(found) <= look_alikes.FIRST
     assert [one.sameness for one in found] == sorted((o.sameness for o in found), reverse=True)
     for at, one in enumerate(found):
@@ -37,7 +45,7 @@ def test_labels_of_few_or_of_equal_images_are_met():
     labels[:3] = 1
     labels[3:20] = 2
     images[3:20] = images[3]
-    for one in look_alikes.search(images, labels):
+    for one in searched(images, labels):
         assert np.isfinite(one.sameness)
         assert not (labels[one.rows] == 1).any()
 
@@ -50,9 +58,9 @@ def test_two_sets_are_alike_that_share_more_than_half_of_what_they_have_together
 @pytest.mark.parametrize("share", [0.1, 0.18])
 def test_images_of_one_kind_that_have_the_label_of_another_are_strangers(share):
     images, labels = kinds(2)
-    assert look_alikes.strangers(images, labels) == []
+    assert strangers(images, labels) == []
     wrong = np.flatnonzero(labels == 1)[: round(share * (labels == 3).sum())]
     labels[wrong] = 3
-    found = look_alikes.strangers(images, labels)
+    found = strangers(images, labels)
     assert {row for one in found for row in one.rows.tolist()} == set(wrong.tolist())
     assert all(one.own_label < look_alikes.OWN_LABEL for one in found)
