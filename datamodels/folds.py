@@ -71,12 +71,13 @@ class Folds:
         return [
             centred(masks, products.total.less(own).less(after), products.shift)
             for masks, own, after in zip(
-                self._without_two, products.own, following(products.own), strict=True
+                self.without_two, products.own, following(products.own), strict=True
             )
         ]
 
     @cached_property
-    def _without_two(self) -> list[Regressors]:
+    def without_two(self) -> list[Regressors]:
+        """What the masks give without each fold and the next one."""
         found = []
         for fold, after in zip(self.parts, following(self.parts), strict=True):
             left_out = np.concatenate([fold.rows, after.rows])

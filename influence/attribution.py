@@ -8,6 +8,7 @@ from jaxtyping import Float
 import datamodels
 from datamodels.additive import AdditiveDatamodel
 from datamodels.estimates import Effects
+from datamodels.inference import PreparedEffects
 from influence.members import target_blocks
 from influence.quality import Quality, judge
 from influence.regression import Regression
@@ -23,20 +24,21 @@ def fit(regression: Regression, targets: int) -> Iterator[tuple[AdditiveDatamode
         yield model, judge(regression, model, block)
 
 
-def effects(regression: Regression, targets: slice, *, fixed_size: bool) -> Iterator[Effects]:
+def effects(regression: Regression, prepared: PreparedEffects, targets: slice) -> Iterator[Effects]:
     """Average marginal effects on some targets, a block of them after the other.
 
     Args:
         regression: of the fit.
+        prepared: of it, by `prepare_effects`.
         targets: which.
-        fixed_size: whether the masks all keep the same number of groups.
     """
-    prepared = _prepared_effects(regression, fixed_size)
     for block in target_blocks(targets):
         yield prepared.effects(regression.fitted.outputs(block))
 
 
-def mean_effects(regression: Regression, blocks: Sequence[slice], *, fixed_size: bool) -> Effects:
+def mean_effects(
+    regression: Regression, prepared: PreparedEffects, blocks: Sequence[slice]
+) -> Effects:
     """Effects on the mean output of each block of targets; NaN for a block without targets.
 
     Targets share members and their noise, so the mean is a target of its own: errors of its effects
@@ -44,7 +46,7 @@ def mean_effects(regression: Regression, blocks: Sequence[slice], *, fixed_size:
     """
     present = [number for number, own in enumerate(blocks) if own.stop > own.start]
     means = np.stack([_mean_output(regression, blocks[number]) for number in present], axis=1)
-    found = _prepared_effects(regression, fixed_size).effects(means)
+    found = prepared.effects(means)
     shape = (len(found.estimate), len(blocks))
     estimate, error = np.full(shape, np.nan), np.full(shape, np.nan)
     estimate[:, present], error[:, present] = found.estimate, found.standard_error
@@ -58,10 +60,24 @@ def _mean_output(regression: Regression, targets: slice) -> Float[np.ndarray, " 
     return total / (targets.stop - targets.start)
 
 
-def _prepared_effects(regression: Regression, fixed_size: bool) -> datamodels.PreparedEffects:
+def prepare_effects(regression: Regression, *, fixed_size: bool) -> PreparedEffects:
+    """Begin the effects on any targets.
+
+    Args:
+        regression: of the fit, whose penalty the effects' datamodels have, too.
+        fixed_size: whether the masks all keep the same number of groups.
+
+    Raises:
+        UserError: members were lost depending on what they kept.
+    """
     alpha = None if fixed_size else np.squeeze(regression.fitted.alpha)
     try:
-        return datamodels.prepare_effects(regression.prepared, alpha=alpha, fixed_size=fixed_size)
+        return datamodels.prepare_effects(
+            regression.prepared,
+            alpha=alpha,
+            fixed_size=fixed_size,
+            penalty=regression.config.penalty,
+        )
     except ValueError as error:  # the design is ours, so what is left of it is not
         raise UserError(
             f"members were lost depending on what they kept, as they are not finite, so nothing "

@@ -66,7 +66,9 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     regression = divide(read_arms(bank, experiment), config.fit, config.sweep.replicate_seeds)
     for note in separation(regression.fitted.masks).notes():
         say(f"Note: {note}")
-    fixed_size = config.sweep.design == "fixed_size"
+    prepared = attribution.prepare_effects(
+        regression, fixed_size=config.sweep.design == "fixed_size"
+    )
     judged = slice(targets.clean.start, targets.incident.stop)
     with progress("Fit datamodels", len(targets), "targets") as advance:
 
@@ -80,10 +82,8 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
             regression.fitted.masks.shape[1],
             targets,
             told(),
-            attribution.effects(regression, judged, fixed_size=fixed_size),
-            attribution.mean_effects(
-                regression, (targets.clean, targets.incident), fixed_size=fixed_size
-            ),
+            attribution.effects(regression, prepared, judged),
+            attribution.mean_effects(regression, prepared, (targets.clean, targets.incident)),
         )
     model = load_datamodel(run)
     summary = quality.summary(regression, model.diagnostics, model.quality, model.predict, targets)

@@ -52,6 +52,39 @@ def test_intervals_cover_what_they_say(setting, alpha):
     assert 0.93 <= np.mean(shares) <= 0.97
 
 
+@pytest.mark.parametrize("members", [500, 50])
+def test_intervals_by_ridge_cover_as_much_with_more_and_fewer_masks_than_groups(members):
+    shares = []
+    for seed in range(24):
+        masks, outputs, truth = simulate("interactions", seed, members=members)
+        shares.append(covered(effects(masks, outputs, alpha=0.5, penalty="ridge"), truth))
+    assert 0.93 <= np.mean(shares) <= 0.97
+
+
+def test_effects_by_ridge_are_those_of_a_loop_over_folds():
+    masks, outputs, _ = simulate("dense", 3, members=40, targets=1)
+    found = effects(masks, outputs, alpha=0.5, penalty="ridge", folds=4)
+    own, fold = np.zeros(masks.shape), np.arange(40) % 4
+    for number in range(4):
+        chooser, others = fold == (number + 1) % 4, fold != number
+        tried = masks[others & ~chooser].var(0).sum() / 40 * np.geomspace(30, 0.01, 16)
+        inner = [ridge_regression(masks, outputs[:, 0], others & ~chooser, one) for one in tried]
+        errors = [np.square(outputs[chooser, 0] - of(masks[chooser])).mean() for of, _ in inner]
+        predicted, weights = ridge_regression(
+            masks, outputs[:, 0], others, tried[np.argmin(errors)]
+        )
+        left = outputs[fold == number, 0] - predicted(masks[fold == number])
+        own[fold == number] = weights + (masks[fold == number] - 0.5) * left[:, None] / 0.25
+    np.testing.assert_allclose(found.estimate[:, 0], own.mean(0), atol=1e-4)
+
+
+def ridge_regression(masks, outputs, rows, penalty):
+    z, y_mean = masks[rows] - masks[rows].mean(0), outputs[rows].mean()
+    y = outputs[rows] - y_mean
+    weights = np.linalg.solve(z.T @ z / len(z) + penalty * np.eye(len(z.T)), z.T @ y / len(z))
+    return lambda new: y_mean + (new - masks[rows].mean(0)) @ weights, weights
+
+
 @pytest.mark.parametrize("setting", ["sparse", "interactions", "correlated noise"])
 def test_a_tenth_of_the_discoveries_is_false_at_most(setting):
     false, power = [], []

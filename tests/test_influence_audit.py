@@ -476,7 +476,8 @@ def test_arms_of_several_alphas_are_fitted_together_and_judged_apart():
     ((_, found),) = attribution.fit(regression, 3)
     # The second arm is noisier and varies less.
     assert (found.r2[0] > found.r2[1]).all()
-    (effects,) = attribution.effects(regression, slice(0, 3), fixed_size=False)
+    prepared = attribution.prepare_effects(regression, fixed_size=False)
+    (effects,) = attribution.effects(regression, prepared, slice(0, 3))
     low, high = effects.interval(0.999)
     assert ((low < weights) & (weights < high)).all()
 
@@ -537,8 +538,9 @@ def test_blocks_of_targets_give_what_all_targets_give_at_once(monkeypatch):
     def everything():
         model, judged = fitted(main, targets=25)
         regression, blocks = regression_of(main), (targets.clean, targets.incident)
-        mean = attribution.mean_effects(regression, blocks, fixed_size=False)
-        parts = list(attribution.effects(regression, slice(10, 25), fixed_size=False))
+        prepared = attribution.prepare_effects(regression, fixed_size=False)
+        mean = attribution.mean_effects(regression, prepared, blocks)
+        parts = list(attribution.effects(regression, prepared, slice(10, 25)))
         effects = jax.tree.map(lambda *values: np.concatenate(values, axis=1), *parts)
         summary = quality.draws(
             regression, 0, lambda masks, block: model.predict(masks)[:, block], targets.clean
@@ -620,7 +622,7 @@ def test_members_lost_by_what_they_kept_are_told_as_such():
     main = members_of(masks, rng.standard_normal((2000, 3)).astype(np.float32),
                       status.astype(np.uint8))  # fmt: skip
     with pytest.raises(UserError, match="lost depending on what they kept"):
-        list(attribution.effects(regression_of(main), slice(0, 3), fixed_size=False))
+        attribution.prepare_effects(regression_of(main), fixed_size=False)
 
 
 @pytest.mark.parametrize(
