@@ -197,29 +197,48 @@ def suspect(scores: Scores) -> Suspicion:
 
 
 def suspect_judged(
-    scores: Scores, support: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " n"]
+    scores: Scores,
+    support: Float[np.ndarray, " n"],
+    unseen: Float[np.ndarray, " n"],
+    alike: Float[np.ndarray, " n"],
+    strange: Bool[np.ndarray, " n"],
 ) -> Suspicion:
     """Rank the examples by what retraining showed.
 
     Confirmed sets come first, with an incident as well: its few predictions show a set of many by
-    small weights that are noisy. The others are ranked by their output in models that did not train
-    on them: out of bag, where half of what is like them is mostly there, and without any suspect;
-    added, as what one of the two says alone may be by chance, and to the output of their like.
+    small weights that are noisy. What is confirmed of a cluster among other labels follows, as its
+    examples speak for one another. The others are ranked by their output where they were not seen
+    and half as much by that of their like.
 
     Args:
         scores: of the bank.
         support: what its set does for each example of a confirmed one; NaN for all others.
-        held_out: output in models trained without any suspect, in the unit of the scores; NaN
-            where it is not known.
+        unseen: by `unseen`.
+        alike: the mean of `unseen` over the examples that each is most like (`likeness`).
+        strange: what is confirmed, and in a cluster among other labels.
     """
-    unseen = scores.out_of_bag + np.where(np.isfinite(held_out), held_out, scores.out_of_bag)
-    unseen += scores.alike
     confirmed = np.isfinite(support)
-    blind = rank_of(np.lexsort((unseen, np.where(confirmed, -support, np.inf))))
+    place = np.where(confirmed, -support, np.inf)
+    blind = rank_of(np.lexsort((unseen + alike / 2, ~strange, place)))
     incident = _with_incident([-blind.astype(float)], scores)
     if incident is not None:
         incident = rank_of(np.lexsort((incident, ~confirmed)))
     return Suspicion(blind, incident)
+
+
+def unseen(
+    out_of_bag: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Outputs in models that did not train on each example, from what is known of them.
+
+    The mean of that out of bag, where half of what is like it is mostly there, and that without
+    any suspect: what one of the two says alone may be by chance.
+
+    Args:
+        out_of_bag: of `Scores`.
+        held_out: in models trained without any suspect; NaN where it is not known.
+    """
+    return np.where(np.isfinite(held_out), (out_of_bag + held_out) / 2, out_of_bag)
 
 
 def _with_incident(

@@ -33,11 +33,21 @@ from influence.artifacts import (
     save_scores,
     save_trace,
 )
-from influence.audit import Scores, flag, lowering, redundant, score, suspect, suspect_judged
+from influence.audit import (
+    Scores,
+    flag,
+    lowering,
+    redundant,
+    score,
+    suspect,
+    suspect_judged,
+    unseen,
+)
 from influence.caveats import caveats
 from influence.cleaning import write_cleaned
 from influence.config import Config
 from influence.experiment import Experiment
+from influence.likeness import mean_of_alike
 from influence.progress import progress, say
 from influence.regression import divide
 from influence.report import write_report
@@ -176,7 +186,16 @@ def _judge(run: Run, experiment: Experiment) -> None:
     scores = Scores(**{name: columns[name] for name in Scores._fields})
     margin = verdicts.examples.margin
     known = margin if experiment.config.sweep.output == "margin" else np.full_like(margin, np.nan)
-    suspicion = suspect_judged(scores, verdicts.support, known)
+    outputs = unseen(scores.out_of_bag, known)
+    alike = mean_of_alike(
+        outputs,
+        np.asarray(experiment.train.examples.inputs),
+        np.asarray(experiment.train.examples.labels),
+        experiment.vocabulary,
+    )
+    strangers = [id for one in audit["strangers"] or () for id in one["examples"]]
+    strange = verdicts.confirmed & np.isin(columns["id"], strangers)
+    suspicion = suspect_judged(scores, verdicts.support, outputs, alike, strange)
     save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
     summary = judging.described(experiment, verdicts)
     run.replace_audit(**audit | {"verdict": summary})

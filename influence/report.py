@@ -86,6 +86,7 @@ def write_report(
         down=DOWN,
         per_sheet=PER_SHEET,
         hidden_sets=_with_looks(experiment, looks, metrics["hidden_sets"]),
+        strangers=_strangers(experiment, looks, metrics["strangers"], scores),
         verdict_sets=_with_patterns(experiment, looks, metrics["verdict"]["sets"]),
         copies=_copies(experiment, looks, metrics["copies"]),
         lowering=_lowering(experiment, looks, metrics["lowering"]["examples"]),
@@ -159,6 +160,20 @@ def _with_looks(
         return None
     ids = experiment.train.ids.tolist()
     return [one | {"shown": _seen(looks, ids, one["examples"][:SHOWN_OF_SET])} for one in sets]
+
+
+def _strangers(
+    experiment: Experiment,
+    looks: Looks,
+    sets: Sequence[dict[str, Any]] | None,
+    scores: dict[str, np.ndarray],
+) -> list[dict[str, Any]] | None:
+    """Clusters among other labels, as `_with_looks`, and how many of each are confirmed."""
+    confirmed = scores["id"][scores["status"] == "confirmed"]
+    found = _with_looks(experiment, looks, sets)
+    if found is None:
+        return None
+    return [one | {"confirmed": int(np.isin(one["examples"], confirmed).sum())} for one in found]
 
 
 def _copies(

@@ -23,6 +23,7 @@ from influence.audit import (
     score,
     suspect,
     suspect_judged,
+    unseen,
 )
 from influence.caveats import caveats
 from influence.config import FitConfig
@@ -104,27 +105,35 @@ def test_every_kind_of_evidence_is_suspicious_by_itself():
         assert suspect(scores).rank("incident")[3] == 1
 
 
-def test_what_retraining_showed_ranks_confirmed_sets_first_and_then_by_unseen_outputs():
+def test_what_retraining_showed_ranks_sets_first_then_strangers_and_then_by_unseen_outputs():
     scores = make_scores(True)
     support, held_out = np.full(20, np.nan), np.full(20, np.nan)
     support[[4, 7]] = 1.0, 2.5
     held_out[[2, 9]] = -30.0, 30.0
-    found = suspect_judged(scores, support, held_out)
+    outputs = unseen(scores.out_of_bag, held_out)
+    assert outputs[2] == (scores.out_of_bag[2] - 30) / 2
+    assert outputs[3] == scores.out_of_bag[3]
+    nothing, strange = np.zeros(20, bool), np.isin(np.arange(20), [4, 9, 11])
+    found = suspect_judged(scores, support, outputs, scores.alike, nothing)
     assert found.blind[[7, 4]].tolist() == [1, 2]
     assert found.blind[2] == 3  # what is alone with a low output is next
-    others = [row for row in range(20) if row not in (2, 4, 7, 9)]
+    others = [row for row in range(20) if row not in (4, 7)]
     by_rank = sorted(others, key=lambda row: found.blind[row])
-    unseen = 2 * scores.out_of_bag + scores.alike
-    assert by_rank == sorted(others, key=lambda row: unseen[row])
+    assert by_rank == sorted(others, key=lambda row: 2 * outputs[row] + scores.alike[row])
     assert found.blind[9] == 20
     # The same sets, and then what either is first by.
     either = best_rank([-found.blind.astype(float), scores.incident_weight])
     assert set(np.flatnonzero(found.incident <= 2)) == {4, 7}
     others = [row for row in np.argsort(found.incident) if row not in (4, 7)]
     assert others == [row for row in np.argsort(either) if row not in (4, 7)]
-    without = suspect_judged(make_scores(False), support, held_out)
+    without = suspect_judged(make_scores(False), support, outputs, scores.alike, nothing)
     np.testing.assert_array_equal(without.blind, found.blind)
     assert without.incident is None
+    # Those of a cluster among other labels are next, whatever their outputs.
+    beside = suspect_judged(scores, support, outputs, scores.alike, strange).blind
+    assert beside[[7, 4, 11, 9]].tolist() == [1, 2, 3, 4]
+    others = [row for row in np.argsort(beside) if row not in (4, 7, 9, 11)]
+    assert others == [row for row in np.argsort(found.blind) if row not in (4, 7, 9, 11)]
 
 
 def test_redundant_are_the_least_memorised_that_are_not_flagged():

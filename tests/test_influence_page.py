@@ -308,3 +308,20 @@ def test_texts_of_targets_are_those_of_their_ids(tmp_path):
     shown = looks_of(experiment)
     for row, id in enumerate(experiment.targets.ids):
         assert shown.text(row) == f"word{id.split(':')[1]} a"
+
+
+def test_clusters_among_other_labels_are_shown_or_said_not_to_be_searched(opened, run, tmp_path):
+    changed = Run(shutil.copytree(run, tmp_path / "run"))
+    scores = pq.read_table(run / "scores.parquet").to_pydict()
+    of = dict(zip(scores["id"], scores["status"], strict=True))
+    some = [one for one, status in of.items() if status == "confirmed"][:2]
+    cluster = [*some, *(one for one, status in of.items() if status != "confirmed")][:14]
+    found = [{"class": "<b>7", "examples": cluster, "own_label": 0.05}]
+    changed.replace_audit(**changed.read_audit() | {"strangers": found})
+    assert main(["report", str(changed.path)]) == 0
+    row = opened(changed.path).locator("#strange tr").nth(1).inner_text()
+    assert row.split("\t")[:4] == ["<b>7", "14", "5.0\u00a0%", str(len(some))]
+    assert row.endswith("and 2 more")
+    changed.replace_audit(**changed.read_audit() | {"strangers": None, "look_alikes": None})
+    assert main(["report", str(changed.path)]) == 0
+    assert "too many pictures to compare" in opened(changed.path).locator("body").inner_text()
