@@ -206,16 +206,16 @@ def suspect_judged(
     """Rank the examples by what retraining showed.
 
     Confirmed sets come first, with an incident as well: its few predictions show a set of many by
-    small weights that are noisy. What is confirmed of a cluster among other labels follows, as its
-    examples speak for one another. The others are ranked by their output where they were not seen
-    and half as much by that of their like.
+    small weights that are noisy. What is confirmed of a cluster among other labels follows, where
+    most of it is: its examples speak for one another. The others are ranked by their output where
+    they were not seen and half as much by that of their like.
 
     Args:
         scores: of the bank.
         support: what its set does for each example of a confirmed one; NaN for all others.
         unseen: by `unseen`.
         alike: the mean of `unseen` over the examples that each is most like (`likeness`).
-        strange: what is confirmed, and in a cluster among other labels.
+        strange: by `mostly_confirmed`, of clusters among other labels.
     """
     confirmed = np.isfinite(support)
     place = np.where(confirmed, -support, np.inf)
@@ -224,6 +224,16 @@ def suspect_judged(
     if incident is not None:
         incident = rank_of(np.lexsort((incident, ~confirmed)))
     return Suspicion(blind, incident)
+
+
+def mostly_confirmed(
+    confirmed: Bool[np.ndarray, " n"], clusters: Sequence[Int[np.ndarray, " _"]]
+) -> Bool[np.ndarray, " n"]:
+    """What is confirmed of clusters most of which is."""
+    found = np.zeros_like(confirmed)
+    for rows in clusters:
+        found[rows] |= confirmed[rows].mean() > 0.5
+    return found & confirmed
 
 
 def unseen(

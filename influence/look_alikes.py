@@ -110,7 +110,8 @@ def strangers(
         count = min(NEIGHBOURS, len(images) - 1)
         near = np.argpartition(distance, count - 1, axis=1)[:, :count]
         share = float((labels[near] == labels[rows[0]]).mean())
-        if share < OWN_LABEL:
+        once = not any(np.array_equal(np.sort(rows), other.rows) for other in found)
+        if share < OWN_LABEL and once:
             found.append(Strangers(np.sort(rows), share))
     return sorted(found, key=lambda one: one.own_label)
 

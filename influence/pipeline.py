@@ -25,7 +25,7 @@ from influence import (
     tracing,
     verification,
 )
-from influence.arms import mask_columns, read_arms
+from influence.arms import mask_columns, positions_of, read_arms
 from influence.artifacts import (
     load_datamodel,
     read_scores,
@@ -37,6 +37,7 @@ from influence.audit import (
     Scores,
     flag,
     lowering,
+    mostly_confirmed,
     redundant,
     score,
     suspect,
@@ -193,8 +194,10 @@ def _judge(run: Run, experiment: Experiment) -> None:
         np.asarray(experiment.train.examples.labels),
         experiment.vocabulary,
     )
-    strangers = [id for one in audit["strangers"] or () for id in one["examples"]]
-    strange = verdicts.confirmed & np.isin(columns["id"], strangers)
+    clusters = [
+        positions_of(columns["id"].tolist(), one["examples"]) for one in audit["strangers"] or ()
+    ]
+    strange = mostly_confirmed(verdicts.confirmed, clusters)
     suspicion = suspect_judged(scores, verdicts.support, outputs, alike, strange)
     save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
     summary = judging.described(experiment, verdicts)

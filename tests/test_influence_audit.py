@@ -19,6 +19,7 @@ from influence.audit import (
     best_rank,
     flag,
     lowering,
+    mostly_confirmed,
     redundant,
     score,
     suspect,
@@ -134,6 +135,13 @@ def test_what_retraining_showed_ranks_sets_first_then_strangers_and_then_by_unse
     assert beside[[7, 4, 11, 9]].tolist() == [1, 2, 3, 4]
     others = [row for row in np.argsort(beside) if row not in (4, 7, 9, 11)]
     assert others == [row for row in np.argsort(found.blind) if row not in (4, 7, 9, 11)]
+
+
+def test_of_clusters_most_of_which_is_confirmed_what_is_confirmed_stands_out():
+    confirmed = np.isin(np.arange(12), [0, 1, 2, 5, 8, 9])
+    clusters = [np.arange(4), np.arange(4, 7), np.array([7, 8])]
+    assert np.flatnonzero(mostly_confirmed(confirmed, clusters)).tolist() == [0, 1, 2]
+    assert not mostly_confirmed(confirmed, []).any()
 
 
 def test_redundant_are_the_least_memorised_that_are_not_flagged():
