@@ -40,8 +40,10 @@ def private_caches(tmp_path_factory):
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     os.environ["ACCOMPLICE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    # Many tests compile the same program, here and in processes of their own.
-    programs = str(tmp_path_factory.mktemp("programs"))
+    # Many tests compile the same program, in this process, in those it starts and beside it.
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "programs"))
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
