@@ -46,14 +46,32 @@ def mean_of_alike(
             continue
         if len(among) > MOST_COMPARED:
             among = rng.choice(among, MOST_COMPARED, replace=False)
-        count = min(ALIKE, len(among) - 1)
         for first in range(0, len(rows), BLOCK):
             own = rows[first : first + BLOCK]
-            distance = distances(inputs[among], inputs[own], vocabulary)
-            distance[own[:, None] == among[None]] = np.inf
-            near = np.argpartition(distance, count - 1, axis=1)[:, :count]
-            found[own] = values[among[near]].mean(1)
+            found[own] = values[closest(inputs, own, among, ALIKE, vocabulary)].mean(1)
     return found
+
+
+def closest(
+    inputs: Num[np.ndarray, "n *shape"],
+    rows: Int[np.ndarray, " k"],
+    among: Int[np.ndarray, " a"],
+    count: int,
+    vocabulary: int = 0,
+) -> Int[np.ndarray, "k c"]:
+    """The examples that some are most like, in no order, never themselves.
+
+    Args:
+        inputs: of all examples.
+        rows: which are asked about.
+        among: at least two examples, from which the closest are taken.
+        count: how many of them; of fewer examples all but one.
+        vocabulary: as in `distances`.
+    """
+    distance = distances(inputs[among], inputs[rows], vocabulary)
+    distance[rows[:, None] == among[None]] = np.inf
+    count = min(count, len(among) - 1)
+    return among[np.argpartition(distance, count - 1, axis=1)[:, :count]]
 
 
 def distances(

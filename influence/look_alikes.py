@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from datamodels.terms import alike
 from influence import pattern
 from influence.experiment import Experiment
-from influence.likeness import distances
+from influence.likeness import closest
 
 CLUSTERS = (2, 4)
 """Into so many each label is cut."""
@@ -104,11 +104,7 @@ def strangers(
     """The clusters of any label of whose closest images few have it, the fewest first."""
     found = []
     for rows in clusters:
-        asked = rows[:LOOKED_AT]
-        distance = distances(images, images[asked], 0)
-        distance[np.arange(len(asked)), asked] = np.inf
-        count = min(NEIGHBOURS, len(images) - 1)
-        near = np.argpartition(distance, count - 1, axis=1)[:, :count]
+        near = closest(images, rows[:LOOKED_AT], np.arange(len(images)), NEIGHBOURS)
         share = float((labels[near] == labels[rows[0]]).mean())
         once = not any(np.array_equal(np.sort(rows), other.rows) for other in found)
         if share < OWN_LABEL and once:
