@@ -5,6 +5,7 @@ Every stage can also be called alone on a run directory: it reads what earlier s
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -35,6 +36,7 @@ from influence.artifacts import (
 )
 from influence.audit import (
     Scores,
+    Suspicion,
     flag,
     lowering,
     mostly_confirmed,
@@ -54,6 +56,7 @@ from influence.regression import divide
 from influence.report import write_report
 from influence.run import Run
 from influence.sweeping import make_planned, prepare_for, sweep_stage
+from influence.verdict import Verdicts
 from training.bank import Bank
 from training.errors import UserError
 
@@ -185,24 +188,25 @@ def _judge(run: Run, experiment: Experiment) -> None:
     make_planned(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
     verdicts = judging.measure(planned, trial)
     scores = Scores(**{name: columns[name] for name in Scores._fields})
-    margin = verdicts.examples.margin
-    known = margin if experiment.config.sweep.output == "margin" else np.full_like(margin, np.nan)
-    outputs = unseen(scores.out_of_bag, known)
-    alike = mean_of_alike(
-        outputs,
-        np.asarray(experiment.train.examples.inputs),
-        np.asarray(experiment.train.examples.labels),
-        experiment.vocabulary,
-    )
-    clusters = [
-        positions_of(columns["id"].tolist(), one["examples"]) for one in audit["strangers"] or ()
-    ]
-    strange = mostly_confirmed(verdicts.confirmed, clusters)
-    suspicion = suspect_judged(scores, verdicts.support, outputs, alike, strange)
+    suspicion = _rank_judged(experiment, scores, verdicts, audit["strangers"] or ())
     save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
     summary = judging.described(experiment, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
     say(f"{summary['confirmed']:,} of {summary['suspects']:,} suspects are confirmed by retraining")
+
+
+def _rank_judged(
+    experiment: Experiment, scores: Scores, verdicts: Verdicts, strangers: Sequence[dict[str, Any]]
+) -> Suspicion:
+    """The ranks that follow the verdicts; `strangers` as in audit.json."""
+    train, margin = experiment.train, verdicts.examples.margin
+    known = margin if experiment.config.sweep.output == "margin" else np.full_like(margin, np.nan)
+    outputs = unseen(scores.out_of_bag, known)
+    inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
+    alike = mean_of_alike(outputs, inputs, labels, experiment.vocabulary)
+    clusters = [positions_of(train.ids.tolist(), one["examples"]) for one in strangers]
+    strange = mostly_confirmed(verdicts.confirmed, clusters)
+    return suspect_judged(scores, verdicts.support, outputs, alike, strange)
 
 
 def trace_stage(
