@@ -17,6 +17,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f}\u00a0%"
 
 
+def count(value: int) -> str:
+    """A number of things."""
+    return f"{value:,}"
+
+
 def small(value: float | None) -> str:
     """A q-value: few digits, and none below a thousandth."""
     return "< 0.001" if value is not None and value < 0.001 else number(value, 3)

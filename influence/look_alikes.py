@@ -101,15 +101,21 @@ def strangers(
     labels: Int[np.ndarray, " n"],
     clusters: Sequence[Int[np.ndarray, " _"]],
 ) -> list[Strangers]:
-    """The clusters of any label of whose closest images few have it, the fewest first."""
+    """The clusters of any label of whose closest images few have it, the fewest first.
+
+    None that another one holds.
+    """
     found = []
     for rows in clusters:
         near = closest(images, rows[:LOOKED_AT], np.arange(len(images)), NEIGHBOURS)
         share = float((labels[near] == labels[rows[0]]).mean())
-        once = not any(np.array_equal(np.sort(rows), other.rows) for other in found)
-        if share < OWN_LABEL and once:
+        if share < OWN_LABEL:
             found.append(Strangers(np.sort(rows), share))
-    return sorted(found, key=lambda one: one.own_label)
+    widest: list[Strangers] = []
+    for one in sorted(found, key=lambda one: -len(one.rows)):
+        if not any(np.isin(one.rows, other.rows).all() for other in widest):
+            widest.append(one)
+    return sorted(widest, key=lambda one: one.own_label)
 
 
 def clusters(

@@ -62,6 +62,7 @@ def write_report(
     )
     environment.filters |= {
         "number": formats.number,
+        "count": formats.count,
         "percent": formats.percent,
         "interval": formats.interval,
         "small": formats.small,

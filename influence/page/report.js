@@ -48,8 +48,9 @@
     page = Math.min(page, pages - 1);
     body.replaceChildren(...order.slice(page * perPage, (page + 1) * perPage).map(line));
     const first = order.length ? page * perPage + 1 : 0;
-    said.textContent = `${first} to ${Math.min((page + 1) * perPage, order.length)} of ` +
-      `${order.length} examples`;
+    const last = Math.min((page + 1) * perPage, order.length);
+    const [from, to, all] = [first, last, order.length].map((one) => one.toLocaleString("en"));
+    said.textContent = `${from} to ${to} of ${all} examples`;
     back.disabled = page === 0;
     on.disabled = page === pages - 1;
   };
