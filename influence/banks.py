@@ -211,6 +211,13 @@ def check_same(
         UserError: naming what differs, and both values.
     """
     wanted = new_manifest(experiment, arms, bank.manifest)
+    gone = sorted(set(bank.manifest.target_ids) - set(wanted.target_ids))
+    if growing and gone and not _config_changes(Run(path), experiment.config, growing):
+        raise UserError(
+            f"{bank.store} has bad predictions that would be others here (first: {gone[0]}), as "
+            f"more targets leave fewer rows to put triggers on; choose another --out, or leave "
+            f"data.target_count as it is"
+        )
     lacking = sorted(wanted.arms.keys() - bank.manifest.arms.keys())
     if lacking and not growing and not differences(_grown(bank.manifest, wanted), wanted):
         raise UserError(

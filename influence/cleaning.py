@@ -1,6 +1,7 @@
 """The data set without what was confirmed, and why each row went."""
 
 import csv
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def write_cleaned(
         What was written.
 
     Raises:
-        UserError: the name has another ending, or a file cannot be written.
+        UserError: the name has another ending, is of the data itself or in a run, or a file cannot
+            be written.
     """
-    if out.suffix != ".parquet":
-        raise UserError(f"--out {out} must end in .parquet, which is what is written")
+    _require_free(out, run, experiment.config.data.source)
     confirmed = scores["status"] == "confirmed"
     rows = _as_trained(experiment, load_rows(experiment.config.data))
     kept = np.setdiff1d(np.arange(len(rows)), scores["id"][confirmed])
@@ -60,6 +61,20 @@ def write_cleaned(
         f"Wrote {out}: {len(kept):,} rows, without the {count:,} that are confirmed; why each went "
         f"is in {list_file}"
     )
+
+
+def _require_free(out: Path, run: Run, source: str) -> None:
+    """Refuse a file that the run was made of, or is made of."""
+    if "://" in str(out) or ":/" in str(out):
+        raise UserError(f"--out {out} must be a file of this machine; copy it from there")
+    if out.suffix != ".parquet":
+        raise UserError(f"--out {out} must end in .parquet, which is what is written")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; choose another --out")
+    if out.resolve() in {Path(name).resolve() for name in (source, *glob.glob(source))}:
+        raise UserError(f"--out {out} is the data that the run is of; choose another --out")
+    if run.path.resolve() in out.resolve().parents:
+        raise UserError(f"--out {out} is in the run, whose files it could replace; choose another")
 
 
 def removals(

@@ -14,7 +14,9 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def percent(value: float | None) -> str:
     """A share in percent, with a space that does not break the line."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f}\u00a0%"
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f}\u00a0%".replace("-", "−")
 
 
 def count(value: int) -> str:

@@ -50,7 +50,11 @@ class Result:
         lines = [
             f"{verdict['confirmed']:,} of {verdict['suspects']:,} suspects among "
             f"{self.audit['examples']:,} examples are confirmed by retraining"
-            + (f", in part as {sets} set(s) with a common pattern" if sets else "")
+            + (
+                f", in part as {'a set' if sets == 1 else f'{sets} sets'} with a common pattern"
+                if sets
+                else ""
+            )
         ]
         figures = {"accuracy on the targets": verify["accuracy"]}
         figures |= {

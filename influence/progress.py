@@ -42,6 +42,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
+def speed(rate: float) -> str:
+    """For people: how many a second."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 @contextmanager
 def progress(title: str, total: int, of: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar, which is told how many more are done.
@@ -75,7 +80,7 @@ def progress(title: str, total: int, of: str, *, done: int = 0) -> Iterator[Call
                 said, wait = now, (total - shown.completed) / shown.speed
                 say(
                     f"{title}: {shown.completed:,.0f} of {total:,} {of}, "
-                    f"{shown.speed:.2g} a second, about {duration(wait)} left"
+                    f"{speed(shown.speed)} a second, about {duration(wait)} left"
                 )
 
         yield advance

@@ -217,7 +217,10 @@ def said(summary: dict[str, Any]) -> str:
     if summary["smallest"] is None:
         head = f"No removal of up to {summary['most']:,} groups ends {which}"
     else:
-        head = f"Without {removed:,} example{'s' if removed > 1 else ''} {which} end"
+        without = f"Without {removed:,} example{'s' if removed > 1 else ''} {which}"
+        head = f"{without} end"
+        if bad["after"][0] >= STILL_BAD:
+            head = f"{without} ended in the search, but not with fresh seeds: more have to go"
     return (
         f"{head}{_foretold(summary)}. With fresh seeds ({summary['seeds']}): {what} are {before} "
         f"with all, {after} without these, {random} without as many random ones of the same labels"

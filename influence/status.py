@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from influence.banks import open_bank
-from influence.progress import duration
+from influence.progress import duration, speed
 from training.arm import Arm
 from training.bank import Bank
 
@@ -71,17 +71,18 @@ class BankStatus:
         }
 
     def __str__(self) -> str:
-        lines = [f"{'arm':14s}{'members':>10s}{'done':>10s}{'missing':>10s}{'damaged':>10s}"]
+        wide = max(map(len, ["arm", *self.arms])) + 2
+        lines = [f"{'arm':{wide}s}{'members':>10s}{'done':>10s}{'missing':>10s}{'damaged':>10s}"]
         lines += [
-            f"{name:14s}{arm.members:10,d}{arm.done:10,d}{arm.missing:10,d}{arm.damaged:10,d}"
+            f"{name:{wide}s}{arm.members:10,d}{arm.done:10,d}{arm.missing:10,d}{arm.damaged:10,d}"
             for name, arm in self.arms.items()
         ]
         if self.last_commit is not None:
             lines.append(f"last unit finished {duration(self.last_commit)} ago")
-        if self.left and self.seconds_left is not None:
+        if self.left and self.rate is not None and self.seconds_left is not None:
             lines.append(
-                f"{self.left:,} members left: {duration(self.seconds_left)} at {self.rate:.2g} a "
-                f"second, the speed so far"
+                f"{self.left:,} members left: {duration(self.seconds_left)} at {speed(self.rate)} "
+                f"a second, the speed so far"
             )
         return "\n".join([f"bank {self.location}", *lines])
 

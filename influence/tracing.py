@@ -24,7 +24,7 @@ from influence.hidden_support import (
     on_each_other,
     weights_on,
 )
-from training.errors import UserError, nearest
+from training.errors import UserError
 
 OWN = 0.1
 """Share of an example's weight on itself that counts, since memorisation raises it. A single wrong
@@ -72,29 +72,33 @@ def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, 
         UserError: none or too many, an id that is not there or twice or of a training example, or a
             file that is no text.
     """
-    ids = list(words)
+    ids, where = list(words), "--targets"
     if len(ids) == 1 and Path(ids[0]).is_file():
+        where = words[0]
         try:
             ids = Path(ids[0]).read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{words[0]} is no text file of target ids, one a line") from error
     if not 1 <= len(ids) <= MOST_TARGETS:
-        raise UserError(f"{len(ids)} targets cannot be traced together; name 1 to {MOST_TARGETS}")
+        raise UserError(
+            f"{where} names {len(ids)} targets, and 1 to {MOST_TARGETS} can be traced together"
+        )
     place = {id: number for number, id in enumerate(targets.ids)}
     for id in ids:
+        if id not in place and where == "--targets" and Path(id).is_file():
+            raise UserError(f'--targets: "{id}" is a file; give it alone, or ids alone')
         if id not in place:
             raise UserError(
-                f'no target of the run, and no file, is called "{id}"{nearest(id, list(place))}; '
-                f"ids are kind:row, as in {targets.ids[targets.clean.start]}, and all are in "
-                f"manifest.json"
+                f'{where}: no target of the run, and no file, is called "{id}"; ids are kind:row, '
+                f"as in {targets.ids[targets.clean.start]}, and all are in manifest.json"
             )
         if place[id] < targets.train.stop:
             raise UserError(
                 f"{id} is a training example, whose own label may be the wrong one; trace clean or "
                 f"incident targets"
             )
-    if len(set(ids)) < len(ids):
-        raise UserError("a target is named twice")
+        if ids.count(id) > 1:
+            raise UserError(f"{where} names {id} twice")
     return np.array([place[id] for id in ids])
 
 

@@ -470,6 +470,16 @@ def test_new_targets_are_added_by_retraining_and_the_old_ones_keep_their_bits(
     assert main(["run", str(copied / "config.toml")]) == 0
 
 
+def test_new_targets_may_not_take_the_rows_of_triggers(tmp_path, capsys):
+    words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), *SMALL, "--data.train-count", "1200"]
+    assert main([*words, "--data.target-count", "300"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--data.target-count", "500", "--retrain"]) == 2
+    said = capsys.readouterr().err
+    assert "more targets leave fewer rows to put triggers on" in said
+    assert "first: incident:" in said
+
+
 def test_old_targets_that_come_back_with_other_bits_are_refused(copied, capsys):
     arm = Bank.open(copied).arm("main")
     rows = arm.read()

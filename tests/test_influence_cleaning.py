@@ -110,4 +110,27 @@ def test_what_cannot_be_cleaned_is_told(tmp_path, capsys):
         assert main([stage, str(run)]) == 0
     assert main(["clean", str(run), "--out", str(tmp_path / "c.csv")]) == 2
     assert "must end in .parquet" in capsys.readouterr().err
+    before = (run / "scores.parquet").read_bytes()
+    assert main(["clean", str(run), "--out", str(run / "scores.parquet")]) == 2
+    assert "is in the run" in capsys.readouterr().err
+    assert (run / "scores.parquet").read_bytes() == before
+    (tmp_path / "folder.parquet").mkdir()
+    assert main(["clean", str(run), "--out", str(tmp_path / "folder.parquet")]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert main(["clean", str(run), "--out", "gs://bucket/c.parquet"]) == 2
+    assert "must be a file of this machine" in capsys.readouterr().err
     assert "confirmed" in read_json(run / "audit.json")["verdict"]
+
+
+def test_the_data_of_a_run_are_never_written_over(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = {"a": rng.normal(size=80), "b": rng.normal(size=80), "label": np.arange(80) % 2}
+    source, run = tmp_path / "mine.parquet", tmp_path / "run"
+    datasets.Dataset.from_dict(rows).to_parquet(str(source))
+    words = ["--data.source", str(source), "--poison.backdoor-fraction", "0", "--data.train-count"]
+    assert main(["run", SMOKE, "--out", str(run), *SMALL, *words, "50", "--data.target-count",
+                 "20"]) == 0  # fmt: skip
+    before = source.read_bytes()
+    assert main(["clean", str(run), "--out", str(tmp_path / "x" / ".." / "mine.parquet")]) == 2
+    assert "is the data that the run is of" in capsys.readouterr().err
+    assert source.read_bytes() == before

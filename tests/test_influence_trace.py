@@ -305,8 +305,8 @@ def test_what_weights_foretell_is_what_counting_one_by_one_gives(seed, label_is_
     ("words", "message"),
     [
         (["clean:nobody"], 'no target of the run, and no file, is called "clean:nobody"'),
-        ([f"clean:{number}" for number in range(11)], "11 targets cannot be traced together"),
-        (["INCIDENT", "INCIDENT"], "a target is named twice"),
+        ([f"clean:{number}" for number in range(11)], "--targets names 11 targets, and 1 to 10"),
+        (["INCIDENT", "INCIDENT"], "--targets names incident:"),
         (["TRAIN"], "is a training example, whose own label may be the wrong one"),
         ([], "argument --targets: expected at least one argument"),
     ],
@@ -325,6 +325,9 @@ def test_a_file_of_ids_may_be_none(run, tmp_path, capsys):
     empty, binary = tmp_path / "empty", tmp_path / "binary"
     empty.write_text("\n")
     binary.write_bytes(b"\xff\xfe\x00")
-    for file, message in ((empty, "0 targets cannot be traced"), (binary, "is no text file")):
+    mixed = ["trace", str(run.path), "--targets", str(empty), "clean:0"]
+    assert main(mixed) == 2
+    assert "is a file; give it alone" in capsys.readouterr().err
+    for file, message in ((empty, "names 0 targets, and 1 to 10 can"), (binary, "is no text file")):
         assert main(["trace", str(run.path), "--targets", str(file)]) == 2
         assert message in capsys.readouterr().err
