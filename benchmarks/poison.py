@@ -87,6 +87,12 @@ def attacks(data: str) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+RANKED = (
+    *("auroc", "average_precision", "recall_1", "recall_5", "recall_10"),
+    *("attack_success_before", "attack_success_after", "accuracy_before", "accuracy_after"),
+    *("best_baseline", "best_baseline_auroc"),
+)
+"""What a row has of an attack that is ranked, and null of others."""
 QUICK = ("label_flip", "backdoor", "blend", "sine")
 
 
@@ -137,6 +143,7 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
     found = [
         common
         | {"attack": "leak", "protocol": "blind", "attack_worked": True}
+        | dict.fromkeys(RANKED)
         | {name: leak[name] for name in ("precision", "recall")}
         for leak in audit["leaks"]
     ]
