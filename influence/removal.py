@@ -232,5 +232,6 @@ def _foretold(summary: dict[str, Any]) -> str:
     if "predicted" not in summary:
         return ""
     if summary["predicted"] is None:
-        return f"; added up, the weights of up to {summary['most']:,} would not"
-    return f"; added up, weights foretold {summary['predicted']:,} groups"
+        return f" (by their weights not even {summary['most']:,} would do)"
+    count = summary["predicted"]
+    return f" (by their weights {count:,} group{'s' if count != 1 else ''} would do)"

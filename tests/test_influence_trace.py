@@ -234,7 +234,7 @@ def test_an_incident_is_traced_and_ended_by_retraining(run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["trace", str(run.path), "--targets", str(file)]) == 0
     said = capsys.readouterr()
-    assert "most of the bad predictions end; added up, weights fore" in said.out
+    assert "most of the bad predictions end (by their weights" in said.out
     assert ". With fresh seeds (4): bad are " in said.out
     found = json.loads(run.trace.read_text())
     assert found["targets"] == incident_of(run)
@@ -331,3 +331,21 @@ def test_a_file_of_ids_may_be_none(run, tmp_path, capsys):
     for file, message in ((empty, "names 0 targets, and 1 to 10 can"), (binary, "is no text file")):
         assert main(["trace", str(run.path), "--targets", str(file)]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("after", "begins"),
+    [
+        (0.2, "Without 2 examples most of the bad predictions end (by their weights 1 group would"),
+        (0.6, "Without 2 examples most of the bad predictions ended in the search, but not with"),
+    ],
+)
+def test_what_is_said_of_a_removal_follows_the_fresh_seeds(after, begins):
+    shares = {"before": 0.9, "after": after, "after_random": 0.8}
+    summary = {
+        "targets": ["incident:1"], "flip": False, "removed": [3, 4], "seeds": 16, "smallest": 2,
+        "most": 20, "predicted": 1, "bad": {name: [one, one, one] for name, one in shares.items()},
+    }  # fmt: skip
+    said = removal.said(summary)
+    assert said.startswith(begins)
+    assert f"bad are 90 % with all, {100 * after:.0f} % without these" in said
