@@ -565,15 +565,22 @@ def test_target_fraction_must_be_a_fraction(rows12, fraction):
         ({"train_count": 11}, 10),
         ({"train_count": -2}, 10),
         ({"train_count": 10, "target_count": 4}, 8),
-        ({"target_fraction": 1.0}, 0),
     ],
 )
 def test_number_of_training_examples_must_fit(rows12, options, free):
     fails(
-        f"data.train_count = {options.get('train_count', 0)}, but {free} rows remain",
-        "lower it or the number of targets",
+        f"data.train_count = {options['train_count']} must be from 1 to {free}, the rows beside",
         source=rows12,
         **options,
+    )
+
+
+def test_targets_must_leave_rows_to_train_on(rows12):
+    fails(
+        "12 targets leave no row of 12 to train on",
+        "data.target_fraction = 1.0); ask for fewer",
+        source=rows12,
+        target_fraction=1.0,
     )
 
 

@@ -227,11 +227,17 @@ def _split_rows(
         targets = pool[:count]
     free = shuffle[~np.isin(shuffle, targets)]
     free = free if boundary is None else free[free < boundary]
+    if not len(free):
+        raise UserError(
+            f"{len(targets)} targets leave no row of {rows} to train on (data.target_count = "
+            f"{config.target_count}, data.target_fraction = {config.target_fraction}); ask for "
+            f"fewer"
+        )
     count = config.train_count or len(free)
     if not 0 < count <= len(free):
         raise UserError(
-            f"data.train_count = {config.train_count}, but {len(free)} rows remain beside the "
-            f"{len(targets)} targets; lower it or the number of targets"
+            f"data.train_count = {config.train_count} must be from 1 to {len(free)}, the rows "
+            f"beside the {len(targets)} targets, or 0 for all of them"
         )
     train = free[:count]
     spare = shuffle[~np.isin(shuffle, np.concatenate([train, targets]))]
