@@ -462,7 +462,7 @@ def test_a_log_says_how_far_a_sweep_is(copied, capsys, monkeypatch):
         record.unlink()
     assert main(["sweep", str(copied)]) == 0
     log = capsys.readouterr().err
-    assert re.search(r": \d+ of 64 members, [\d.e+]+ a second, about \d+ s left\n", log)
+    assert re.search(r": \d+ of 64 members, [\d.,]+ a second, about \d+ s left\n", log)
 
 
 def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
