@@ -11,7 +11,7 @@ import PIL.Image
 
 from influence.experiment import Experiment
 from influence.run import Run
-from training.data import first_input, load_rows
+from training.data import first_input, label_of, load_rows
 from training.errors import UserError
 from training.files import writing
 
@@ -41,7 +41,7 @@ def write_cleaned(
     """
     _require_free(out, run, experiment.config.data.source)
     confirmed = scores["status"] == "confirmed"
-    rows = _as_trained(experiment, load_rows(experiment.config.data))
+    rows = as_trained(experiment, load_rows(experiment.config.data))
     kept = np.setdiff1d(np.arange(len(rows)), scores["id"][confirmed])
     list_file = out.with_name(f"{out.stem}_removed.csv")
     partial, listed = (path.with_name(path.name + ".partial") for path in (out, list_file))
@@ -123,7 +123,7 @@ def _reasons(row: int, scores: dict[str, np.ndarray], sets: list[dict[str, Any]]
     return found
 
 
-def _as_trained(experiment: Experiment, rows: datasets.Dataset) -> datasets.Dataset:
+def as_trained(experiment: Experiment, rows: datasets.Dataset) -> datasets.Dataset:
     """The rows with what the config planted in them."""
     if not experiment.attacks:
         return rows
@@ -133,7 +133,10 @@ def _as_trained(experiment: Experiment, rows: datasets.Dataset) -> datasets.Data
     changed = []
     for at, row in enumerate(rows.select(train.ids).to_list()):
         pixels = np.asarray(train.examples.inputs[at])
-        new: dict[str, Any] = {data.label: int(train.examples.labels[at])}
+        label = int(train.examples.labels[at])
+        new: dict[str, Any] = {
+            data.label: label_of(rows.features[data.label], label, experiment.class_names)
+        }
         if isinstance(rows.features[column], datasets.Image):
             new[column] = PIL.Image.fromarray(pixels.squeeze())
         elif pixels.dtype == np.uint8:

@@ -10,7 +10,11 @@ import pytest
 from PIL import Image
 from test_influence_pipeline import SMOKE, read_json
 
+from influence.cleaning import as_trained
 from influence.cli import main
+from influence.config import Config, override
+from influence.experiment import prepare
+from training.data import load_rows
 
 SMALL = [
     "--sweep.members", "40", "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2",
@@ -98,6 +102,23 @@ def test_ones_own_columns_stay_and_what_was_planted_is_in_the_file(
     for row, label in zip(left, kept["label"], strict=True):
         assert trained.get(row, label) == label
     assert np.asarray(kept[0]["image"]).shape == (8, 8)
+
+
+@pytest.mark.parametrize("labels", [["no", "yes"], [False, True]])
+def test_what_was_planted_is_in_the_file_as_the_column_names_classes(tmp_path, labels):
+    rng = np.random.default_rng(0)
+    numbers = np.arange(40) % 2
+    rows = {"a": rng.normal(size=40) + 4 * numbers, "label": [labels[one] for one in numbers]}
+    source = tmp_path / "mine.parquet"
+    datasets.Dataset.from_dict(rows).to_parquet(str(source))
+    config, _ = override(
+        Config(), ["--data.source", str(source), "--poison.label-flip-fraction", "0.1"], "test"
+    )
+    experiment = prepare(config)
+    changed = as_trained(experiment, load_rows(config.data))["label"][:]
+    flipped = {row for row in range(40) if changed[row] != rows["label"][row]}
+    assert flipped == set(experiment.train.ids[experiment.attacks[0].positions].tolist())
+    assert set(changed) == set(labels)
 
 
 def test_what_cannot_be_cleaned_is_told(tmp_path, capsys):

@@ -17,6 +17,8 @@ from training.examples import Examples
 from training.sources import Splits, load_source
 from training.text import encode, load_tokenizer, train_tokenizer
 
+TRUTH = datasets.Value("bool")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -30,7 +32,7 @@ class DataConfig:
     input: tuple[str, ...] = ()
     """Input column(s); none given: "image", else "text", else every column but the label."""
     label: str = "label"
-    """Column of integer labels, counted from 0."""
+    """Column of labels: names of classes, or integers counted from 0."""
     train_split: str = ""
     """Split to train on; "" takes the only one, or "train"."""
     train_count: int = 0
@@ -105,14 +107,15 @@ def load(config: DataConfig, spare_rows: int = 0, group_column: str = "") -> Spl
     ids = np.concatenate(parts).astype(np.int64)
     selected = dataset.select(ids)
     inputs = _inputs(config, selected, columns, ids, len(parts[0]))
-    table = Table(Examples(inputs.values, _labels(selected, config.label, ids)), ids)
+    names = _class_names(dataset, config.label)
+    table = Table(Examples(inputs.values, _labels(selected, config.label, ids, names)), ids)
     ends = np.cumsum([0, *map(len, parts)])
     train, targets, spare = (
         table.take(np.arange(start, end)) for start, end in itertools.pairwise(ends)
     )
-    names = _class_names(dataset, config.label)
     groups = selected.with_format(None)[group_column][: len(train)] if group_column else ()
-    return Split(train, targets, spare, names, inputs.vocabulary, inputs.notes, tuple(groups))
+    notes = (*inputs.notes, *_untrained(np.asarray(train.examples.labels), names))
+    return Split(train, targets, spare, names, inputs.vocabulary, notes, tuple(groups))
 
 
 def load_rows(config: DataConfig) -> datasets.Dataset:
@@ -123,6 +126,19 @@ def load_rows(config: DataConfig) -> datasets.Dataset:
     """
     splits = load_source(config.source, config.folder)
     return splits[_train_split(config, splits)]
+
+
+def label_of(feature: Any, label: int, class_names: Sequence[str]) -> Any:
+    """A label as a column of this feature holds it.
+
+    Args:
+        feature: of the column.
+        label: counted from 0.
+        class_names: of every label; the number itself where the column names none.
+    """
+    if _is_text(feature):
+        return class_names[label]
+    return bool(label) if feature == TRUTH else label
 
 
 def load_texts(config: DataConfig, ids: Int64[np.ndarray, " n"]) -> list[str]:
@@ -285,8 +301,26 @@ def _input_columns(
 
 
 def _class_names(dataset: datasets.Dataset, label: str) -> tuple[str, ...]:
+    """Of the labels 0, 1, ..., in the order of the alphabet; none where they are numbers."""
     feature = dataset.features[label]
-    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    if feature == TRUTH:
+        return ("False", "True")
+    if not _holds_text(dataset, label):
+        return ()
+    return tuple(sorted(set(dataset.with_format(None)[label][:]) - {None}))
+
+
+def _untrained(labels: Int32[np.ndarray, " n"], names: Sequence[str]) -> tuple[str, ...]:
+    """A line that names the classes of which no training example is, if there are any."""
+    counts = np.bincount(labels, minlength=len(names))
+    known = [*names, *map(str, range(len(names), len(counts)))]
+    absent = [known[label] for label in np.flatnonzero(counts == 0)]
+    if not absent:
+        return ()
+    shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+    return (f"no training example is of {len(absent)} of {len(counts)} classes ({shown})",)
 
 
 Ids = Int64[np.ndarray, " n"]
@@ -312,11 +346,14 @@ def _inputs(
 
 def _holds_text(dataset: datasets.Dataset, name: str) -> bool:
     """Whether a column is text. Where most texts read as numbers, numbers are meant."""
-    feature = dataset.features[name]
-    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+    if not _is_text(dataset.features[name]):
         return False
     values = dataset.with_format(None)[name][:]
     return 2 * sum(isinstance(_number(value), float) for value in values) <= len(values)
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
 def _texts(dataset: datasets.Dataset, name: str, ids: Ids) -> list[str]:
@@ -443,22 +480,24 @@ def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, 
     return column
 
 
-def _labels(dataset: datasets.Dataset, name: str, ids: Ids) -> Int32[np.ndarray, " n"]:
+def _labels(
+    dataset: datasets.Dataset, name: str, ids: Ids, names: Sequence[str]
+) -> Int32[np.ndarray, " n"]:
     values = dataset.with_format(None)[name][:]
-    # A missing label first: it also turns the others into floats.
     if None in values:
         raise UserError(
             f'data.label = "{name}" is missing in row {ids[values.index(None)]}; fill it'
         )
-    fit = [type(value) is int and 0 <= value < 2**31 for value in values]
-    if not all(fit):
-        # One text or fraction turns the whole column into texts or fractions: name that one.
+    if _is_text(dataset.features[name]) and names:
+        number = {value: label for label, value in enumerate(names)}
+        return np.array([number[value] for value in values], np.int32)
+    if not all(map(_is_label, values)):
         row, seen = _telling(ids, values, _is_label)
         raise UserError(
-            f'data.label = "{name}" holds {seen!r} in row {row}; labels must be integers '
-            f"counted from 0, so number the classes 0, 1, 2, ..."
+            f'data.label = "{name}" holds {seen!r} in row {row}; labels must be names of classes, '
+            f"or integers counted from 0, so number the classes 0, 1, 2, ..."
         )
-    return np.asarray(values, np.int32)
+    return np.array([int(float(value)) for value in values], np.int32)
 
 
 def _is_label(value: Any) -> bool:
