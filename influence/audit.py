@@ -208,18 +208,20 @@ def suspect_judged(
     Confirmed sets come first, with an incident as well: its few predictions show a set of many by
     small weights that are noisy. What is confirmed of a cluster among other labels follows, where
     most of it is: its examples speak for one another. The others are ranked by their output where
-    they were not seen and half as much by that of their like.
+    they were not seen, lowered by what contradicts their like: one wrong label among right ones is
+    no less suspicious for them.
 
     Args:
         scores: of the bank.
         support: what its set does for each example of a confirmed one; NaN for all others.
         unseen: by `unseen`.
-        alike: the mean of `unseen` over the examples that each is most like (`likeness`).
+        alike: the mean over the examples that each is most like (`likeness`) of what `unseen` is
+            below 0.
         strange: by `mostly_confirmed`, of clusters among other labels.
     """
     confirmed = np.isfinite(support)
     place = np.where(confirmed, -support, np.inf)
-    blind = rank_of(np.lexsort((unseen + alike / 2, ~strange, place)))
+    blind = rank_of(np.lexsort((unseen + alike, ~strange, place)))
     incident = _with_incident([-blind.astype(float)], scores)
     if incident is not None:
         incident = rank_of(np.lexsort((incident, ~confirmed)))

@@ -72,6 +72,8 @@ STAGES = {
 COMMANDS = ("run", "sweep", *STAGES, "refine", "trace", "clean", "status", "export", "merge")
 DRY_RUN = "--dry-run"
 RETRAIN = "--retrain"
+SHARD = "--shard"
+ENGINE = "--engine"
 JOINT = "--joint"
 ENGINES = ("local", "ray")
 FEWEST_REFINED = 16
@@ -130,7 +132,7 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
     from influence.config import Config, override, read_config
 
     more = (
-        f" [--shard i/k] [--engine local|ray] [{RETRAIN}] [{DRY_RUN}]"
+        f" [{SHARD} i/k] [{ENGINE} local|ray] [{RETRAIN}] [{DRY_RUN}]"
         if command == "sweep"
         else f" [{RETRAIN}]"
     )
@@ -141,8 +143,9 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         raise UserError(f"name a config: {prog} [--section.key VALUE ...] [--out RUN]")
     source, default_out = _config_path(Path(rest[0]))
     dry = DRY_RUN in rest
-    if dry and command == "run":
-        raise UserError(f"{DRY_RUN} belongs to accomplice sweep, which takes the same options")
+    for option in (DRY_RUN, SHARD, ENGINE):
+        if command == "run" and option in rest:
+            raise UserError(f"{option} belongs to accomplice sweep, which takes the same options")
     retrain = RETRAIN in rest
     options = [word for word in rest[1:] if word not in (DRY_RUN, RETRAIN)]
     shard, engine = WHOLE, "local"
@@ -181,9 +184,9 @@ def _taken(options: list[str], name: str, values: str) -> tuple[str | None, list
 
 def _engine(options: list[str]) -> tuple[str, list[str]]:
     """What makes the units, by name; and other options."""
-    name, options = _taken(options, "--engine", " or ".join(ENGINES))
+    name, options = _taken(options, ENGINE, " or ".join(ENGINES))
     if name is not None and name not in ENGINES:
-        raise UserError(f"--engine {name} is unknown; choose {' or '.join(ENGINES)}")
+        raise UserError(f"{ENGINE} {name} is unknown; choose {' or '.join(ENGINES)}")
     return name or ENGINES[0], options
 
 
@@ -204,7 +207,7 @@ def _shard(options: list[str]) -> tuple[Shard, list[str]]:
     """The part that this process makes: as `--shard` says, or a job system; and other options."""
     from influence.progress import say
 
-    text, options = _taken(options, "--shard", "i/k, as in 0/16")
+    text, options = _taken(options, SHARD, "i/k, as in 0/16")
     if text is not None:
         return parse_shard(text), options
     shard, source = find_shard(os.environ)

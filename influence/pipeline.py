@@ -203,7 +203,7 @@ def _rank_judged(
     known = margin if experiment.config.sweep.output == "margin" else np.full_like(margin, np.nan)
     outputs = unseen(scores.out_of_bag, known)
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
-    alike = mean_of_alike(outputs, inputs, labels, experiment.vocabulary)
+    alike = mean_of_alike(np.minimum(outputs, 0), inputs, labels, experiment.vocabulary)
     clusters = [positions_of(train.ids.tolist(), one["examples"]) for one in strangers]
     strange = mostly_confirmed(verdicts.confirmed, clusters)
     return suspect_judged(scores, verdicts.support, outputs, alike, strange)

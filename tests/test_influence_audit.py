@@ -120,7 +120,7 @@ def test_what_retraining_showed_ranks_sets_first_then_strangers_and_then_by_unse
     assert found.blind[2] == 3  # what is alone with a low output is next
     others = [row for row in range(20) if row not in (4, 7)]
     by_rank = sorted(others, key=lambda row: found.blind[row])
-    assert by_rank == sorted(others, key=lambda row: 2 * outputs[row] + scores.alike[row])
+    assert by_rank == sorted(others, key=lambda row: outputs[row] + scores.alike[row])
     assert found.blind[9] == 20
     # The same sets, and then what either is first by.
     either = best_rank([-found.blind.astype(float), scores.incident_weight])

@@ -1,6 +1,7 @@
 """Files that are seen whole or not at all."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if full else "make it writable"
         raise UserError(
-            f"cannot write {path} ({reason(error)}); free some space or make it writable, and run "
-            f"the same command again"
+            f"cannot write {path} ({reason(error)}); {remedy}, and run the same command again"
         ) from error
 
 
