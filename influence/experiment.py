@@ -124,7 +124,7 @@ def prepare(config: Config, stored: Stored = NOTHING_STORED) -> Experiment:
     labels = np.concatenate(
         [np.asarray(table.examples.labels) for table in (split.train, split.targets, split.spare)]
     )
-    classes = _classes(config, labels)
+    classes = _classes(config, labels, split.class_names)
     if len(split.train) < FEWEST_EXAMPLES:
         raise UserError(
             f"{len(split.train)} training examples are too few to audit; at least "
@@ -230,7 +230,7 @@ def _short_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _classes(config: Config, labels: Int[np.ndarray, " n"]) -> int:
+def _classes(config: Config, labels: Int[np.ndarray, " n"], names: Sequence[str]) -> int:
     largest = int(labels.max())
     classes = config.model.classes or largest + 1
     if classes > 1000 and classes > 10 * len(np.unique(labels)):
@@ -240,7 +240,8 @@ def _classes(config: Config, labels: Int[np.ndarray, " n"]) -> int:
         )
     if largest == 0:
         raise UserError(
-            f'data.label = "{config.data.label}" holds 0 alone; at least two classes are needed'
+            f'data.label = "{config.data.label}" holds {(*names, 0)[0]} alone; at least two '
+            f"classes are needed"
         )
     if classes < 2 or largest >= classes:
         raise UserError(

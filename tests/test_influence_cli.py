@@ -102,9 +102,10 @@ def test_a_mistake_in_config_or_data(tmp_path, capsys, data, sections, message):
     [
         (lambda row, v: [v[0], "nan", v[2]] if row == 7 else v, 'column "b" holds nan in row 7'),
         (lambda row, v: ["inf", *v[1:]] if row == 3 else v, 'column "a" holds inf in row 3'),
-        (lambda row, v: [*v[:2], "1.5"] if row == 9 else v, "labels must be integers"),
+        (lambda row, v: [*v[:2], "1.5"] if row == 9 else v, "labels must be names of"),
         (lambda row, v: [*v[:2], "-1"] if row == 9 else v, "holds -1 in row 9"),
-        (lambda row, v: [*v[:2], "yes"], "holds 'yes' in row"),
+        (lambda row, v: [*v[:2], "yes"] if row == 9 else v, "holds 'yes' in row 9"),
+        (lambda row, v: [*v[:2], "yes"], "holds yes alone; at least two classes are needed"),
         (lambda row, v: ["word", *v[1:]], 'column "a" is not numbers'),
         (lambda row, v: [*v[:2], "0"], "holds 0 alone; at least two classes are needed"),
     ],
