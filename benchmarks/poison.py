@@ -14,6 +14,7 @@ examples that the verdict confirms, which is blind. Needs the extra `bench`.
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 from itertools import product
@@ -23,7 +24,6 @@ from typing import Any
 import jax
 import numpy as np
 from baselines import suspicions
-from detection import seeded
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
@@ -123,6 +123,17 @@ def kept_run(config: Config, seed: int, path: Path) -> tuple[Run, Experiment]:
         run_all(seeded(config, seed), path)
     run, experiment, _ = load_experiment(path)
     return run, experiment
+
+
+def seeded(config: Config, seed: int) -> Config:
+    """The config with every seed set to the root seed."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, seed=seed),
+        poison=dataclasses.replace(config.poison, seed=seed),
+        sweep=dataclasses.replace(config.sweep, seed=seed),
+        audit=dataclasses.replace(config.audit, seed=seed),
+    )
 
 
 def made_at(path: Path) -> str:
@@ -310,6 +321,9 @@ def main() -> None:
     parser.add_argument(
         "--data", choices=list(DATA), nargs="+", help="of these (default: those that are there)"
     )
+    parser.add_argument(
+        "--cells", choices=list(attacks("digits")), nargs="+", help="of these (default: all)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/poisoned"), help="folder of cells")
     parser.add_argument(
         "--fashion", type=Path, default=Path("fashion-mnist"), help="folder of Fashion-MNIST"
@@ -323,6 +337,7 @@ def main() -> None:
     chosen = options.data or [*DATA][: 1 + options.fashion.is_dir()]
     if options.quick:
         chosen, options.seeds = ["digits"], options.seeds[:2]
+    cells = options.cells or (QUICK if options.quick else list(attacks("digits")))
     rows: list[dict[str, Any]] = []
     if options.results and options.results.exists():
         rows = json.loads(options.results.read_text(encoding="utf-8"))["rows"]
@@ -330,7 +345,7 @@ def main() -> None:
     # Seed by seed: what was stopped early has every attack, under fewer seeds.
     for data, seed in product(chosen, options.seeds):
         for cell, own in attacks(data).items():
-            if (options.quick and cell not in QUICK) or (data, cell, seed) in made:
+            if cell not in cells or (data, cell, seed) in made:
                 continue
             config = config_of(data, options.fashion, own)
             for row in rows_of(data, cell, config, seed, options.runs):

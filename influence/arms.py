@@ -301,12 +301,12 @@ def read_arms(
         columns = columns[targets]
     found = []
     for own in alpha_arms(experiment.config.sweep) if arms is None else arms:
-        main = bank.arm(own.main)
+        main = _members(bank.arm(own.main), columns)
         replicates = None
         if own.replicates in bank.arms:
             replicates = _members(bank.arm(own.replicates), columns)
-        alpha = main.spec.design["alpha"]
-        found.append(Arms(own.main, alpha, _members(main, columns), replicates))
+        alpha = bank.arm(own.main).spec.design["alpha"]
+        found.append(Arms(own.main, alpha, main, replicates))
     return found
 
 

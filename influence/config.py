@@ -386,6 +386,7 @@ def _typed(value: Any, default: Any, where: str) -> Any:
 
 
 def _one_line(box: str) -> str:
-    """What went wrong, from tyro's framed message of several lines."""
-    text = " ".join(re.sub(r"[│╭╮╰╯─]|-{3,}", " ", box).split())
+    """What went wrong, from tyro's framed message of several lines below a title."""
+    below = re.sub(r"^.*?(╮|-{3,})", "", box, count=1, flags=re.DOTALL)
+    text = " ".join(re.sub(r"[│╭╮╰╯─]|-{3,}", " ", below).split())
     return re.sub(r" (Argument helptext:|For full helptext).*", "", text)

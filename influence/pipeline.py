@@ -192,7 +192,7 @@ def _judge(run: Run, experiment: Experiment) -> None:
     save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
     summary = judging.described(experiment, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
-    say(f"{summary['confirmed']:,} of {summary['suspects']:,} suspects are confirmed by retraining")
+    say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['suspects']:,} suspects")
 
 
 def _rank_judged(

@@ -214,7 +214,7 @@ def test_export_never_writes_what_is_damaged(copied, tmp_path, capsys):
         (["sweep", SMOKE, "--shard"], "--shard needs a value i/k"),
         (["sweep", SMOKE, "--shard", "3"], "--shard 3 must read i/k"),
         (["sweep", SMOKE, "--shard", "3/3"], "gives shard 3 of 3"),
-        (["run", SMOKE, "--shard", "0/3"], "unknown option --shard"),
+        (["run", SMOKE, "--shard", "0/3"], "--shard belongs to accomplice sweep"),
     ],
 )
 def test_wrong_calls_are_one_line(whole, capsys, words, message):

@@ -85,10 +85,10 @@ def test_mistakes_in_a_file_are_named_in_one_line(tmp_path, text, message):
     [
         (["--sweep.memers", "3"], r'unknown option --sweep.memers \(did you mean "--sweep.mem'),
         (["--members", "3"], r"unknown option --members"),
-        (["--sweep.members", "many"], r"--sweep.members: invalid literal .* 'many'"),
-        (["--sweep.members"], r"Missing value for argument '--sweep.members'"),
+        (["--sweep.members", "many"], r"^Error parsing --sweep.members: invalid literal .* 'many'"),
+        (["--sweep.members"], r"^Missing value for argument '--sweep.members'"),
         (["--optim.schedule", "linear"], r"invalid choice 'linear'"),
-        (["stray"], r"Unrecognized options: stray"),
+        (["stray"], r"^Unrecognized options: stray"),
         (["--sweep.alpha", "2"], r"sweep.alpha = 2.0 must be above 0 and below 1"),
     ],
 )

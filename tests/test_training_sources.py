@@ -193,7 +193,7 @@ def test_file_of_no_bytes_is_named(tmp_path, name):
 @pytest.mark.parametrize(("name", "text"), [("rows.csv", "number,label\n"), ("rows.json", "[]")])
 def test_file_without_rows_is_named(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    fails(f'"{tmp_path / name}" holds no rows', source=str(tmp_path / name))
+    fails(f'"{tmp_path / name}" holds no rows; write one', source=str(tmp_path / name))
 
 
 def test_existing_file_with_brackets_in_its_name_is_read(tmp_path):
@@ -224,10 +224,18 @@ def test_existing_file_of_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["broken.parquet", "broken.json", "broken.csv"])
-def test_broken_file_is_named(tmp_path, name):
+def test_broken_file_is_named(tmp_path, capfd, name):
     path = tmp_path / name
-    path.write_bytes(b"\xff\x00" if name.endswith("csv") else b"{not data")
-    fails(f'data.source = "{path}" cannot be loaded', source=str(path))
+    path.write_bytes(b'a,label\n"x,0\n' if name.endswith("csv") else b"{not data")
+    kind = name.split(".")[1]
+    fails(f'data.source = "{path}" cannot be read as {kind} (', "; mend the file", source=str(path))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("word,label\ncafé,0\n".encode("latin-1"))
+    fails(f'data.source = "{path}" cannot be read as csv (', "; save it as UTF-8", source=str(path))
 
 
 def test_missing_fashion_mnist_prints_the_two_commands(tmp_path):

@@ -174,7 +174,8 @@ class Bank:
 def differences(before: Manifest, now: Manifest) -> list[tuple[str, Any, Any]]:
     """What two manifests of one bank must share and do not: its name, and both values."""
     left, right = _compared(before), _compared(now)
-    names = sorted(left.keys() | right.keys())
+    # Of what differs the cause: other data also make other groups.
+    names = sorted(left.keys() | right.keys(), key=lambda n: (not n.startswith("parts."), n))
     return [(n, left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n)]
 
 

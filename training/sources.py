@@ -40,6 +40,8 @@ def load_source(source: str, folder: str) -> Splits:
         UserError: the source does not exist or cannot be read.
     """
     datasets.disable_progress_bars()
+    # What it has to say of a file it also raises.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     match source:
         case "digits":
             return {"train": _digits()}
@@ -139,10 +141,16 @@ def _files(source: str) -> Splits:
         return _as_splits(
             datasets.load_dataset(builder, data_files=[glob.escape(path) for path in paths])
         )
-    except ValueError as error:
+    except Exception as error:  # readers raise many types
         if NO_ROWS in str(error):
-            raise UserError(f'data.source = "{source}" holds no rows') from error
-        raise
+            raise UserError(
+                f'data.source = "{source}" holds no rows; write one for each example'
+            ) from error
+        why = error.__cause__ or error
+        remedy = "save it as UTF-8" if isinstance(why, UnicodeDecodeError) else "mend the file"
+        raise UserError(
+            f'data.source = "{source}" cannot be read as {builder} ({reason(why)}); {remedy}'
+        ) from error
 
 
 def _folder(folder: Path) -> Splits:
