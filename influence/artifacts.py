@@ -30,6 +30,7 @@ from influence.verdict import Verdicts
 from training.arm import TARGET_BLOCK
 from training.errors import UserError, reason
 from training.files import write_atomically, writing
+from training.store import Store
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,29 @@ def _damaged(run: Run, why: str) -> UserError:
     return UserError(
         f"{run.datamodel.parent} is damaged ({why}); run again: accomplice fit {run.path}"
     )
+
+
+def datamodel_bytes(experiment: Experiment) -> int:
+    """What the fit of a run takes on disk: weights on all targets, effects and errors on some."""
+    targets = experiment.targets
+    judged = targets.incident.stop - targets.clean.start
+    return 4 * len(experiment.groups.names) * (len(targets) + 2 * judged)
+
+
+def require_space_to_fit(experiment: Experiment, path: Path) -> None:
+    """Refuse a run whose fit the disk has no room for.
+
+    Raises:
+        UserError: with the arithmetic.
+    """
+    needed, free = datamodel_bytes(experiment), Store(path).free_bytes()
+    if free is not None and needed > free:
+        raise UserError(
+            f"the fit needs {needed / 1e9:.1f} GB for the weights of "
+            f"{len(experiment.groups.names):,} groups on {len(experiment.targets):,} targets, but "
+            f"{path} has {free / 1e9:.1f} GB free; keep and drop examples together (groups.by = "
+            f'"cluster" and groups.count), or choose another --out'
+        )
 
 
 def save_datamodel(

@@ -30,6 +30,7 @@ from influence.arms import mask_columns, positions_of, read_arms
 from influence.artifacts import (
     load_datamodel,
     read_scores,
+    require_space_to_fit,
     save_datamodel,
     save_scores,
     save_trace,
@@ -66,7 +67,9 @@ def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
 
     `retrain` is as in `sweep_stage`.
     """
-    run, experiment, bank = sweep_stage(prepare_for(config, out), out, retrain=retrain)
+    experiment = prepare_for(config, out)
+    require_space_to_fit(experiment, out)
+    run, experiment, bank = sweep_stage(experiment, out, retrain=retrain)
     fit_stage(run, experiment, bank)
     audit_stage(run, experiment, bank)
     verify_stage(run, experiment)
@@ -77,6 +80,7 @@ def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
 def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     """Fit the datamodels, judge them on the held-out masks, and estimate effects."""
     config, targets = experiment.config, experiment.targets
+    require_space_to_fit(experiment, run.path)
     regression = divide(read_arms(bank, experiment), config.fit, config.sweep.replicate_seeds)
     for note in separation(regression.fitted.masks).notes():
         say(f"Note: {note}")

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from influence.arms import arm_specs, kept_bytes, main_task, own_units
+from influence.artifacts import datamodel_bytes
 from influence.banks import bank_location, check_new_targets, check_same, find_bank
 from influence.experiment import Experiment
 from influence.layout import fixed_layout, sweeper_for, with_layout
@@ -55,7 +56,8 @@ def plan(experiment: Experiment, out: Path, shard: Shard = WHOLE, *, retrain: bo
         "where": str(layout),
         "time": f"about {duration(left * flops / rate)}, at {rate / 1e9:.0f} GFLOP/s",
         "memory": _memory(memory, len(layout.devices)),
-        "disk": f"{_size(disk)} in {bank_location(experiment.config, out)}",
+        "disk": f"{_size(disk)} in {bank_location(experiment.config, out)}, and "
+        f"{_size(datamodel_bytes(experiment))} for a fit in {out}",
     }
     lines = [f"{name:9s} {text}" for name, text in rows.items()]
     return "\n".join(lines + [f"Note: {note}" for note in experiment.notes])

@@ -19,6 +19,7 @@ from influence.status import bank_status
 from training.arm import Made, Rows
 from training.bank import Bank
 from training.params import KeptParams
+from training.store import Store
 from training.sweep import Sweeper
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
@@ -551,3 +552,15 @@ def test_a_dry_run_counts_what_a_top_up_takes(copied, capsys):
     words = ["sweep", SMOKE, "--out", str(copied), *SMALL, "--sweep.members", "52", "--dry-run"]
     assert main(words) == 0
     assert "12 left to train" in capsys.readouterr().out
+
+
+def test_a_fit_that_the_disk_has_no_room_for_is_refused_before_anything_is_trained(
+    copied, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(Store, "free_bytes", lambda store: 1_000)
+    for words in (["run", SMOKE, "--out", str(tmp_path / "run"), *SMALL], ["fit", str(copied)]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "the fit needs 0.0 GB for the weights of 200 groups on " in said
+        assert 'keep and drop examples together (groups.by = "cluster" and groups.count)' in said
+    assert not (tmp_path / "run").exists()
