@@ -18,6 +18,7 @@ from training.sources import Splits, load_source
 from training.text import encode, load_tokenizer, train_tokenizer
 
 TRUTH = datasets.Value("bool")
+"""The feature of a column of true and false."""
 
 
 @dataclass(frozen=True)
@@ -314,13 +315,16 @@ def _class_names(dataset: datasets.Dataset, label: str) -> tuple[str, ...]:
 
 def _untrained(labels: Int32[np.ndarray, " n"], names: Sequence[str]) -> tuple[str, ...]:
     """A line that names the classes of which no training example is, if there are any."""
-    counts = np.bincount(labels, minlength=len(names))
-    known = [*names, *map(str, range(len(names), len(counts)))]
-    absent = [known[label] for label in np.flatnonzero(counts == 0)]
+    present = set(np.unique(labels).tolist())
+    classes = max(len(names), *(label + 1 for label in present))
+    absent = classes - len(present)
     if not absent:
         return ()
-    shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-    return (f"no training example is of {len(absent)} of {len(counts)} classes ({shown})",)
+    # Labels may be large numbers by mistake: never a list of them all.
+    first = itertools.islice((label for label in range(classes) if label not in present), 5)
+    shown = ", ".join(names[label] if label < len(names) else str(label) for label in first)
+    more = ", ..." if absent > 5 else ""
+    return (f"no training example is of {absent} of {classes} classes ({shown}{more})",)
 
 
 Ids = Int64[np.ndarray, " n"]
