@@ -302,7 +302,7 @@ def test_targets_do_not_change_the_training_examples(reviews):
 
 
 def test_numbers_and_images_have_no_vocabulary_and_no_notes():
-    split = load(DataConfig(source="digits", train_count=20, target_count=5))
+    split = load(DataConfig(source="digits", train_count=200, target_count=5))
     assert (split.vocabulary, split.notes) == (0, ())
 
 
