@@ -11,9 +11,10 @@ import PIL.Image
 
 from influence.experiment import Experiment
 from influence.run import Run
-from training.data import first_input, label_of, load_rows
+from training.data import first_input, load_rows
 from training.errors import UserError
 from training.files import writing
+from training.labels import label_as_held
 
 REMOVAL_COLUMNS: tuple[str, ...] = ("id", "label", "class", "probability", "reason")
 
@@ -135,7 +136,7 @@ def as_trained(experiment: Experiment, rows: datasets.Dataset) -> datasets.Datas
         pixels = np.asarray(train.examples.inputs[at])
         label = int(train.examples.labels[at])
         new: dict[str, Any] = {
-            data.label: label_of(rows.features[data.label], label, experiment.class_names)
+            data.label: label_as_held(rows.features[data.label], label, experiment.class_names)
         }
         if isinstance(rows.features[column], datasets.Image):
             new[column] = PIL.Image.fromarray(pixels.squeeze())

@@ -48,6 +48,11 @@ def fails(*phrases, **config):
     return message
 
 
+def write_ids(path, text):
+    path.write_text(text)
+    return str(path)
+
+
 def write_parquet(path, **columns):
     pq.write_table(pa.table(columns), path)
     return str(path)

@@ -1,24 +1,22 @@
-"""From a source of examples to the arrays of a run: columns, checks, split and content hash."""
+"""From a source of examples to the arrays of a run: which columns, split, and content hash."""
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import PIL.Image
-from jaxtyping import Float32, Int, Int32, Int64, Num, UInt8
+from jaxtyping import Int, Int64, Num
 
+from training.columns import Ids, holds_text, numbers_or_images, single_numbers, texts_of
 from training.errors import UserError, nearest, reason
 from training.examples import Examples
+from training.labels import class_names, numbered_labels, untrained_classes
 from training.sources import Splits, load_source
 from training.text import encode, load_tokenizer, train_tokenizer
-
-TRUTH = datasets.Value("bool")
-"""The feature of a column of true and false."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +106,14 @@ def load(config: DataConfig, spare_rows: int = 0, group_column: str = "") -> Spl
     ids = np.concatenate(parts).astype(np.int64)
     selected = dataset.select(ids)
     inputs = _inputs(config, selected, columns, ids, len(parts[0]))
-    names = _class_names(dataset, config.label)
-    table = Table(Examples(inputs.values, _labels(selected, config.label, ids, names)), ids)
+    names = class_names(dataset, config.label)
+    table = Table(Examples(inputs.values, numbered_labels(selected, config.label, ids, names)), ids)
     ends = np.cumsum([0, *map(len, parts)])
     train, targets, spare = (
         table.take(np.arange(start, end)) for start, end in itertools.pairwise(ends)
     )
     groups = selected.with_format(None)[group_column][: len(train)] if group_column else ()
-    notes = (*inputs.notes, *_untrained(np.asarray(train.examples.labels), names))
+    notes = (*inputs.notes, *untrained_classes(np.asarray(train.examples.labels), names))
     return Split(train, targets, spare, names, inputs.vocabulary, notes, tuple(groups))
 
 
@@ -127,19 +125,6 @@ def load_rows(config: DataConfig) -> datasets.Dataset:
     """
     splits = load_source(config.source, config.folder)
     return splits[_train_split(config, splits)]
-
-
-def label_of(feature: Any, label: int, class_names: Sequence[str]) -> Any:
-    """A label as a column of this feature holds it.
-
-    Args:
-        feature: of the column.
-        label: counted from 0.
-        class_names: of every label; the number itself where the column names none.
-    """
-    if _is_text(feature):
-        return class_names[label]
-    return bool(label) if feature == TRUTH else label
 
 
 def load_texts(config: DataConfig, ids: Int64[np.ndarray, " n"]) -> list[str]:
@@ -301,35 +286,6 @@ def _input_columns(
     return columns
 
 
-def _class_names(dataset: datasets.Dataset, label: str) -> tuple[str, ...]:
-    """Of the labels 0, 1, ..., in the order of the alphabet; none where they are numbers."""
-    feature = dataset.features[label]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    if feature == TRUTH:
-        return ("False", "True")
-    if not _holds_text(dataset, label):
-        return ()
-    return tuple(sorted(set(dataset.with_format(None)[label][:]) - {None}))
-
-
-def _untrained(labels: Int32[np.ndarray, " n"], names: Sequence[str]) -> tuple[str, ...]:
-    """A line that names the classes of which no training example is, if there are any."""
-    present = set(np.unique(labels).tolist())
-    classes = max(len(names), *(label + 1 for label in present))
-    absent = classes - len(present)
-    if not absent:
-        return ()
-    # Labels may be large numbers by mistake: never a list of them all.
-    first = itertools.islice((label for label in range(classes) if label not in present), 5)
-    shown = ", ".join(names[label] if label < len(names) else str(label) for label in first)
-    more = ", ..." if absent > 5 else ""
-    return (f"no training example is of {absent} of {classes} classes ({shown}{more})",)
-
-
-Ids = Int64[np.ndarray, " n"]
-
-
 class _Inputs(NamedTuple):
     values: Num[np.ndarray, "n *shape"]
     vocabulary: int = 0
@@ -342,33 +298,10 @@ def _inputs(
     """The input columns of all rows, of which the first `train` are the training examples."""
     first, *others = columns
     if others:
-        return _Inputs(np.stack([_single_numbers(dataset, name, ids) for name in columns], axis=1))
-    if _holds_text(dataset, first):
-        return _tokens(config, _texts(dataset, first, ids), train)
-    return _Inputs(_column(dataset, first, ids))
-
-
-def _holds_text(dataset: datasets.Dataset, name: str) -> bool:
-    """Whether a column is text. Where most texts read as numbers, numbers are meant."""
-    if not _is_text(dataset.features[name]):
-        return False
-    values = dataset.with_format(None)[name][:]
-    return 2 * sum(isinstance(_number(value), float) for value in values) <= len(values)
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _texts(dataset: datasets.Dataset, name: str, ids: Ids) -> list[str]:
-    texts = dataset.with_format(None)[name][:]
-    if None in texts:
-        raise UserError(
-            f'data.input: column "{name}" has no text in {texts.count(None)} row(s), first in row '
-            f"{ids[texts.index(None)]} (counted from 0); drop them, or fill them, with a space "
-            f"where the text is empty"
-        )
-    return texts
+        return _Inputs(np.stack([single_numbers(dataset, name, ids) for name in columns], axis=1))
+    if holds_text(dataset, first):
+        return _tokens(config, texts_of(dataset, first, ids), train)
+    return _Inputs(numbers_or_images(dataset, first, ids))
 
 
 def _tokens(config: DataConfig, texts: list[str], train: int) -> _Inputs:
@@ -392,132 +325,3 @@ def _tokens(config: DataConfig, texts: list[str], train: int) -> _Inputs:
     )
     lines = tuple(f"{count:,} of {len(texts):,} texts {what}" for count, what in notes if count)
     return _Inputs(tokens.ids, tokens.vocabulary, lines)
-
-
-def _column(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, "n *shape"]:
-    """One input column: images as uint8 (n, h, w, c), anything else as float32 (n, d)."""
-    feature = dataset.features[name]
-    if isinstance(feature, datasets.Image):
-        return _decode_images(dataset, name, ids)
-    if isinstance(feature, datasets.Array3D) and feature.dtype == "uint8":
-        if feature.shape[2] not in (1, 3):
-            raise UserError(
-                f'data.input = "{name}" holds images of shape {feature.shape}; store them as '
-                f"(height, width, channels) with 1 or 3 channels"
-            )
-        column = dataset.with_format("numpy", columns=[name], dtype=np.uint8)[:][name]
-        return np.asarray(column).reshape(-1, *feature.shape)
-    numbers = _numbers(dataset, name, ids)
-    if numbers.ndim == 1:
-        return numbers[:, None]
-    return numbers[..., None] if numbers.ndim == 3 else numbers
-
-
-def _single_numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Float32[np.ndarray, " n"]:
-    numbers = _numbers(dataset, name, ids)
-    if numbers.ndim != 1:
-        raise UserError(
-            f'data.input: column "{name}" holds lists of shape {numbers.shape[1:]}; several input '
-            f"columns must hold one number each, so name this one alone or leave it out"
-        )
-    return numbers
-
-
-# What pillow raises on bad files.
-UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
-
-
-def _decode_images(dataset: datasets.Dataset, name: str, ids: Ids) -> UInt8[np.ndarray, "n h w c"]:
-    images: list[np.ndarray] = []
-    rows = iter(dataset[name])
-    for number in ids:
-        try:
-            array = _pixels(next(rows))
-        except UNREADABLE as error:
-            raise UserError(
-                f'data.input = "{name}": the image of row {number} cannot be read '
-                f"({reason(error)}); mend or remove it"
-            ) from error
-        if images and array.shape[:2] != images[0].shape[:2]:
-            raise UserError(
-                f'data.input = "{name}": the image of row {number} has {array.shape[:2]} pixels, '
-                f"others {images[0].shape[:2]}; resize all images to one size"
-            )
-        images.append(array)
-    channels = max((image.shape[2] for image in images), default=1)
-    # One colour image makes all of them colour images.
-    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
-
-
-def _pixels(image: PIL.Image.Image | None) -> UInt8[np.ndarray, "h w c"]:
-    """8-bit grey (one channel) or colour (three); 16-bit grey keeps its upper 8 bits."""
-    if image is None:
-        raise ValueError("it is missing")
-    if image.mode.startswith("I"):
-        return (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None]
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"), np.uint8)[..., None]
-    return np.asarray(image.convert("RGB"), np.uint8)
-
-
-def _numbers(dataset: datasets.Dataset, name: str, ids: Ids) -> Num[np.ndarray, "n *shape"]:
-    """A column of numbers, or of equally long lists of numbers, as float32."""
-    values = dataset.with_format(None)[name][:]
-    try:
-        with np.errstate(over="ignore"):  # too large a number becomes infinite, and is named
-            column = np.asarray(values, np.float32)
-    except (ValueError, TypeError) as error:
-        row, seen = _telling(ids, values, lambda value: isinstance(_number(value), float))
-        raise UserError(
-            f'data.input: column "{name}" is not numbers of one shape (row {row} holds '
-            f"{str(seen)[:40]!r}); name columns of numbers in data.input, or one column of images "
-            f"or text alone"
-        ) from error
-    finite = np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
-    if not finite.all():
-        first = int(np.argmin(finite))
-        seen = column[first][~np.isfinite(column[first])].flat[0]
-        raise UserError(
-            f'data.input: column "{name}" holds {seen} in row {ids[first]}; '
-            f"every input must be a finite number, so fill or drop such rows"
-        )
-    return column
-
-
-def _labels(
-    dataset: datasets.Dataset, name: str, ids: Ids, names: Sequence[str]
-) -> Int32[np.ndarray, " n"]:
-    values = dataset.with_format(None)[name][:]
-    if None in values:
-        raise UserError(
-            f'data.label = "{name}" is missing in row {ids[values.index(None)]}; fill it'
-        )
-    if _is_text(dataset.features[name]) and names:
-        number = {value: label for label, value in enumerate(names)}
-        return np.array([number[value] for value in values], np.int32)
-    if not all(map(_is_label, values)):
-        row, seen = _telling(ids, values, _is_label)
-        raise UserError(
-            f'data.label = "{name}" holds {seen!r} in row {row}; labels must be names of classes, '
-            f"or integers counted from 0, so number the classes 0, 1, 2, ..."
-        )
-    return np.array([int(float(value)) for value in values], np.int32)
-
-
-def _is_label(value: Any) -> bool:
-    number = _number(value)
-    return isinstance(number, float) and number.is_integer() and 0 <= number < 2**31
-
-
-def _telling(ids: Ids, values: list[Any], fits: Callable[[Any], bool]) -> tuple[int, Any]:
-    """Row and value that shows best what is wrong: the first that does not fit, else the first."""
-    rows = zip(ids.tolist(), values, strict=True)
-    return next((pair for pair in rows if not fits(pair[1])), (int(ids[0]), values[0]))
-
-
-def _number(value: Any) -> Any:
-    """The number that a text means, if it means one."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
