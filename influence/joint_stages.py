@@ -10,7 +10,7 @@ from influence import joint, joint_verification, levels, quality, refinement
 from influence.arms import read_arms
 from influence.artifacts import load_datamodel
 from influence.experiment import Experiment
-from influence.progress import say
+from influence.progress import say, working
 from influence.regression import divide
 from influence.run import Run
 from influence.sweeping import make_planned, sweep_stage
@@ -54,9 +54,9 @@ def _fit_level(
     """What joint datamodels of some targets say at one level, or why they say nothing."""
     arms = read_arms(bank, experiment, level.arms, targets)
     groups = len(level.groups.names)
-    say(f"Fitting joint datamodels of {len(targets)} targets over {groups:,} groups")
     try:
-        found = joint.fit(divide(arms, level.fit, experiment.config.sweep.replicate_seeds))
+        with working(f"Fitting joint datamodels of {len(targets)} targets over {groups:,} groups"):
+            found = joint.fit(divide(arms, level.fit, experiment.config.sweep.replicate_seeds))
     except UserError as error:  # nothing else of the run needs it
         say(f"Note: {error}")
         return {"reason_against": str(error)}, []

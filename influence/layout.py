@@ -6,7 +6,7 @@ from pathlib import Path
 from influence.arms import main_task, member_counts
 from influence.banks import find_bank
 from influence.experiment import Experiment
-from influence.progress import say
+from influence.progress import say, working
 from training.layouts import find_layout
 from training.parallel import Layout, local_layout
 from training.stepped import SteppedSweeper
@@ -27,9 +27,9 @@ def with_layout(experiment: Experiment, out: Path) -> Experiment:
         stored = bank.manifest.parts["numerics"]
         width, microbatch = stored["width"], sweep.microbatch or stored["microbatch"]
     else:
-        say("Looking for the fastest layout on this machine")
         members = sum(member_counts(experiment).values())
-        found = find_layout(main_task(experiment), 0, sweep.microbatch, members)
+        with working("Looking for the fastest layout on this machine"):
+            found = find_layout(main_task(experiment), 0, sweep.microbatch, members)
         width, microbatch = found.layout.width, found.layout.microbatch
         source = {0: "from an earlier search", 1: "the sweep is too short for a search"}.get(
             found.timed, f"fastest of {found.timed} timed"

@@ -52,7 +52,7 @@ from influence.cleaning import write_cleaned
 from influence.config import Config
 from influence.experiment import Experiment
 from influence.likeness import mean_of_alike
-from influence.progress import progress, say
+from influence.progress import progress, say, working
 from influence.regression import divide
 from influence.report import write_report
 from influence.run import Run
@@ -122,10 +122,10 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.audit, "fit")
     config = experiment.config
     model, columns = load_datamodel(run), mask_columns(experiment)
-    say("Searching for examples that support one another, and no clean target")
-    hidden = hidden_support.search(
-        model.weights, experiment.targets, columns, experiment.higher_is_better
-    )
+    with working("Searching for examples that support one another, and no clean target"):
+        hidden = hidden_support.search(
+            model.weights, experiment.targets, columns, experiment.higher_is_better
+        )
     scores = score(
         [arm.main.take(arm.main.usable) for arm in read_arms(bank, experiment)],
         model.weights,

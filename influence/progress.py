@@ -14,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -45,6 +46,21 @@ def duration(seconds: float) -> str:
 def speed(rate: float) -> str:
     """For people: how many a second."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Says what is being done, and on a terminal for how long, where no one knows what is left."""
+    if not console.is_terminal:
+        say(text)
+        yield
+        return
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
+    ) as bar:
+        task = bar.add_task(text, total=None)
+        yield
+        bar.update(task, total=1, completed=1)
 
 
 @contextmanager
