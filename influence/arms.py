@@ -2,22 +2,25 @@
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Key
 
 from datamodels.design import Bernoulli, Drawn, FixedSize, Pairs, TwoLevel, from_description
+from influence.banks import bank_location
 from influence.config import Config, JointConfig
 from influence.experiment import Experiment, Stored, cluster_members
 from influence.members import Members
 from training.arm import TARGET_BLOCK, Arm, ArmSpec
-from training.bank import Bank, Manifest
+from training.bank import Bank, Manifest, require_space
 from training.errors import UserError
 from training.groups import Groups, describe
 from training.parallel import local_layout
 from training.seeds import root_key
 from training.shards import Shard
+from training.store import Store
 from training.sweep import SweepConfig, Task, param_bytes
 
 VERIFICATION_STREAM = 2
@@ -228,6 +231,20 @@ def unit_size(sweep: SweepConfig) -> int:
 def kept_bytes(experiment: Experiment) -> int:
     """What the parameters of a member take on disk; 0 where they are not kept."""
     return param_bytes(experiment.model) if experiment.config.sweep.keep_params else 0
+
+
+def require_bank_space(experiment: Experiment, out: Path) -> None:
+    """Refuse a new bank, of a run at `out`, that the disk has no room for.
+
+    Raises:
+        UserError: with the arithmetic.
+    """
+    require_space(
+        Store(bank_location(experiment.config, out)),
+        list(arm_specs(experiment).values()),
+        len(experiment.targets),
+        kept_bytes(experiment),
+    )
 
 
 def own_units(specs: Iterable[ArmSpec], shard: Shard) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from influence.arms import arm_specs, kept_bytes, main_task, own_units
+from influence.arms import arm_specs, kept_bytes, main_task, own_units, require_bank_space
 from influence.artifacts import datamodel_bytes
 from influence.banks import bank_location, check_new_targets, check_same, find_bank
 from influence.experiment import Experiment
@@ -29,7 +29,7 @@ def plan(experiment: Experiment, out: Path, shard: Shard = WHOLE, *, retrain: bo
 
     Raises:
         UserError: whatever the sweep itself would refuse before its first member: another run at
-            `out`, targets that need `retrain`, or too little memory.
+            `out`, targets that need `retrain`, or too little memory or disk.
     """
     experiment = with_layout(experiment, out)
     specs = arm_specs(experiment)
@@ -40,6 +40,8 @@ def plan(experiment: Experiment, out: Path, shard: Shard = WHOLE, *, retrain: bo
         new = check_new_targets(bank, experiment, retrain=retrain)
     task, layout, optim = main_task(experiment), fixed_layout(experiment), experiment.config.optim
     memory = sweeper_for(experiment, task).require_memory()
+    if bank is None:
+        require_bank_space(experiment, out)
     flops = member_flops(task)
     rate = find_layout(task, layout.width, layout.microbatch).flops
     left, kept = _members_to_make(bank, specs, shard, new_targets=bool(new))

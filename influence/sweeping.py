@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datamodels.design import from_description
-from influence.arms import arm_specs, kept_bytes, main_task, stored_in
+from influence.arms import arm_specs, main_task, require_bank_space, stored_in
 from influence.banks import bank_location, check_same, find_bank, join_bank, make_bank
 from influence.config import Config, read_config
 from influence.engines import Engine, LocalEngine, find_work
@@ -12,9 +12,8 @@ from influence.layout import with_layout
 from influence.progress import say
 from influence.retrains import Planned
 from influence.run import Run, open_run, write_run
-from training.bank import Bank, require_space
+from training.bank import Bank
 from training.shards import WHOLE, Shard
-from training.store import Store
 from training.sweep import Task
 
 LOCAL = LocalEngine()
@@ -70,8 +69,7 @@ def sweep_stage(
     if find_bank(planned.config, out) is None:
         # What cannot fit leaves no run directory that another config would not fit, either.
         engine.require_memory(planned)
-        place, specs = Store(bank_location(planned.config, out)), arm_specs(planned)
-        require_space(place, list(specs.values()), len(planned.targets), kept_bytes(planned))
+        require_bank_space(planned, out)
         make_bank(out, planned, arm_specs(planned))
     # Another process may have been first, with another layout.
     experiment = with_layout(experiment, out)

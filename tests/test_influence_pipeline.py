@@ -491,11 +491,20 @@ def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys, dry):
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("--model.width", "50000000", "GB is free; lower optim.batch_size"),
+        ("--sweep.members", "10000000000", "GB free; choose another --out or fewer members"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_anything_is_made(
+    tmp_path, capsys, option, value, remedy, dry
+):
     run = tmp_path / "run"
-    words = ["--model.width", "50000000", "--sweep.width", "1", *dry]
+    words = [option, value, "--sweep.width", "1", *dry]
     assert main(["sweep", SMOKE, "--out", str(run), *words]) == 2
     assert not run.exists()
     said = capsys.readouterr().err
     assert "needs" in said
-    assert "GB is free; lower optim.batch_size" in said
+    assert remedy in said
