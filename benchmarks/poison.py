@@ -1,8 +1,9 @@
 """Claim: planted poison of many kinds is found, blind and from an incident, better than by others.
 
 Attacks on digits and, with its folder, on 5,000 examples of Fashion-MNIST, each under several seeds
-of split, poison, masks and training: a run of at most 2,048 retrains of the mlp a cell, kept in
---runs, its rows in --results: what was made is not made again. Then, by protocol:
+of split, poison, masks and training: a bank of 1,956 retrains of the mlp a cell, and some 300 to
+judge and to verify, kept in --runs, its rows in --results: what was made is not made again. Then,
+by protocol:
 
 blind       the blind rank, against standard detectors that see as much (`baselines.py`)
 incident    the rank with ten bad predictions

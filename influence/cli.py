@@ -26,7 +26,7 @@ usage: accomplice COMMAND ...
 
 Find the training examples that spoil a model, and prove it by retraining.
 
-  run CONFIG.toml [--section.key VALUE ...] [--out RUN] [--retrain]
+  run CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--retrain]
                                    everything, then a report
   sweep CONFIG.toml|RUN [--section.key VALUE ...] [--out RUN] [--shard i/k] [--engine local|ray]
         [--retrain] [--dry-run]    only retrain what is missing or damaged (of part i of k), here
@@ -37,7 +37,7 @@ on a run directory RUN, each stage alone:
   audit RUN                        scores, ranks and flags of the training examples
   verify RUN [--joint]             judge what is suspicious by retraining, and retrain without what
                                    is confirmed; --joint: retrain with groups that act together
-                                   kept, dropped, and each alone
+                                   kept, dropped, and in part
   refine RUN [--members N] [--dry-run]
                                    split the groups that act together, and retrain with the parts
                                    kept and dropped; --dry-run: only say which, and how often
@@ -53,10 +53,13 @@ and its bank:
   export RUN --to npz|parquet|csv --out FILE [--like ARM]
                                    masks, outputs and ids for other tools; --like: of the arms over
                                    the groups of this one (main)
-  merge RUN RUN --out RUN          two banks of one design, made in different places, as one
+  merge RUN RUN --out RUN [--allow-mixed]
+                                   two banks of one design, made in different places, as one;
+                                   --allow-mixed: also of devices or versions that differ
 
 `accomplice run --help` lists every key of the config with its default.
-Exit codes: 0 done, 2 a mistake in config, data or call, 130 or 143 interrupted.
+Exit codes: 0 done, 2 a mistake in config, data or call, or a place that cannot be read or written,
+130 or 143 interrupted.
 """
 
 STAGES = {
@@ -136,7 +139,7 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         if command == "sweep"
         else f" [{RETRAIN}]"
     )
-    prog = f"accomplice {command} CONFIG.toml{more}"
+    prog = f"accomplice {command} CONFIG.toml|RUN{more}"
     if not rest or rest[0].startswith("-"):
         if {"-h", "--help"} & set(rest):
             override(Config(), ["--help"], prog)
@@ -255,7 +258,7 @@ def _stage(command: str, words: list[str]) -> int:
         parser.add_argument(
             JOINT,
             action="store_true",
-            help="instead retrain with groups that act together kept, dropped, and each alone: "
+            help="instead retrain with groups that act together kept, dropped, and in part: "
             "writes the measured effects into terms.parquet",
         )
     options = parser.parse_args(words)

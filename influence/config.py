@@ -47,8 +47,8 @@ class AuditConfig:
     """Which examples are flagged, and how removing them is checked."""
 
     protocol: Literal["incident", "blind"] = "incident"
-    """incident: what is flagged comes from the bad predictions as well, where there are any; blind:
-    from training examples and clean targets alone."""
+    """incident: what is flagged comes from the bad predictions as well, which a run with a planted
+    trigger has; blind: from training examples and clean targets alone."""
     budget: float = 0.06
     """Share of the training examples that is flagged: the most suspicious by themselves. Sets that
     support one another, or look alike, are judged beside them; of texts there are none."""
@@ -57,7 +57,7 @@ class AuditConfig:
     seed: int = 0
     """Decides the random control removals and their training keys."""
     joint_terms: int = 20
-    """Terms that `accomplice verify RUN --joint` retrains: the surest."""
+    """Terms of each level that `accomplice verify RUN --joint` retrains: the surest."""
     joint_contexts: int = 64
     """Masks of the other groups in which it retrains every cell of a term."""
 

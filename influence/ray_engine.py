@@ -116,7 +116,7 @@ def cluster(config: RayConfig) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise UserError(
-            "--engine ray needs Ray, which is not installed; install accomplice[ray]"
+            "--engine ray needs Ray, which is not installed: pip install ray"
         ) from error
     address = None if config.address == "local" else config.address
     try:

@@ -31,7 +31,7 @@ def require_folder(store: Store) -> None:
     if store.location.startswith("gs://"):
         raise UserError(
             f"checkpoints and parameters in {store} need gcsfs, which is not installed: "
-            f"pip install 'accomplice[gcs]', {remedy}"
+            f"pip install gcsfs, {remedy}"
         )
     raise UserError(
         f"checkpoints and parameters are kept in a folder or in gs://, not in {store}; choose "
