@@ -226,7 +226,8 @@ def means(rows: list[dict[str, Any]]) -> list[str]:
             continue
 
         def mean(name: str, among: list[dict[str, Any]] = worked) -> float:
-            return float(np.mean([row[name] for row in among]))
+            # Where no near copy was found there is no precision.
+            return float(np.mean([row[name] for row in among if row[name] is not None]))
 
         if kind[1] == "leak":
             lines.append(f"{text} precision {mean('precision'):.3f}, recall {mean('recall'):.3f} |")
@@ -290,8 +291,9 @@ def mean_metrics(
 
 def show(row: dict[str, Any]) -> None:
     if row["attack"] == "leak":
+        precision = "none found" if row["precision"] is None else f"{row['precision']:.2f}"
         print(
-            f"{row['data']:8s} leak, seed {row['seed']}: precision {row['precision']:.2f}, recall "
+            f"{row['data']:8s} leak, seed {row['seed']}: precision {precision}, recall "
             f"{row['recall']:.2f}",
             flush=True,
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
+from scipy.stats import false_discovery_control, norm, rankdata
 
 import datamodels
 from datamodels.estimates import Effects
@@ -302,20 +302,28 @@ def _places(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def lowering(
-    scores: Scores, ids: Int[np.ndarray, " n"], false_discoveries: float
+    scores: Scores,
+    group_of: Int[np.ndarray, " n"],
+    ids: Int[np.ndarray, " n"],
+    false_discoveries: float,
 ) -> dict[str, Any]:
     """The `lowering` of audit.json: examples that are found to lower the clean targets' outputs.
 
-    How many, at this false discovery rate, and the first `LISTED`, which lower them most.
+    How many, at this false discovery rate, and the first `LISTED`, which lower them most. The rate
+    is of groups, and of this direction alone: beside many that are rightly found to raise the
+    outputs, a rate over both would let any few be called lowering.
     """
-    rows = np.flatnonzero((scores.clean_q <= false_discoveries) & (scores.clean_effect < 0))
+    _, first, group = np.unique(group_of, return_index=True, return_inverse=True)
+    z = Effects(scores.clean_effect[first, None], scores.clean_effect_error[first, None]).z()[:, 0]
+    q = false_discovery_control(np.where(np.isnan(z), 1, norm.cdf(z)))[group]
+    rows = np.flatnonzero(q <= false_discoveries)
     rows = rows[np.argsort(scores.clean_effect[rows], kind="stable")]
     listed = [
         {
             "example": int(ids[row]),
             "effect": float(scores.clean_effect[row]),
             "error": float(scores.clean_effect_error[row]),
-            "q": float(scores.clean_q[row]),
+            "q": float(q[row]),
         }
         for row in rows[:LISTED].tolist()
     ]

@@ -6,7 +6,7 @@ from typing import Any
 def caveats(metrics: dict[str, Any]) -> list[str]:
     """One sentence for each reason to doubt, from audit.json; none for a sound run."""
     fit, verify = metrics["fit"], metrics["verify"]
-    lost = fit["not_finite"] + verify["not_finite"]
+    lost = fit["not_finite"] + metrics["verdict"]["not_finite"] + verify["not_finite"]
     found = []
     if lost:
         found.append(

@@ -130,7 +130,7 @@ def as_trained(experiment: Experiment, rows: datasets.Dataset) -> datasets.Datas
         return rows
     positions = np.concatenate([attack.positions for attack in experiment.attacks])
     train, data = experiment.train.take(positions), experiment.config.data
-    column = first_input(data, rows, experiment.config.groups.column)
+    column = first_input(data, rows, experiment.config.groups.named_by)
     changed = []
     for at, row in enumerate(rows.select(train.ids).to_list()):
         pixels = np.asarray(train.examples.inputs[at])

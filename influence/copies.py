@@ -8,6 +8,7 @@ from influence.arms import mask_columns, positions_of
 from influence.audit import Weights
 from influence.experiment import Experiment
 from influence.leakage import near_copies
+from influence.members import target_blocks
 
 
 def search(experiment: Experiment, weights: Weights) -> list[dict[str, Any]]:
@@ -21,10 +22,14 @@ def search(experiment: Experiment, weights: Weights) -> list[dict[str, Any]]:
     inputs = np.asarray(targets.examples.inputs)[targets.clean]
     found = near_copies(np.asarray(train.examples.inputs), inputs, experiment.vocabulary)
     sign = 1.0 if experiment.higher_is_better else -1.0
+    copied, of_target = {targets.clean.start + one.target for one in found}, {}
+    for block in target_blocks(targets.clean):
+        if own := copied & set(range(block.start, block.stop)):
+            on_block = weights(block)
+            of_target |= {at: on_block[:, at - block.start] for at in own}
     described = []
     for one in sorted(found, key=lambda one: one.ratio):
         at = targets.clean.start + one.target
-        own = weights(slice(at, at + 1))[columns[one.example], 0]
         described.append(
             {
                 "target": targets.ids[at],
@@ -33,7 +38,7 @@ def search(experiment: Experiment, weights: Weights) -> list[dict[str, Any]]:
                     targets.examples.labels[at] == train.examples.labels[one.example]
                 ),
                 "ratio": one.ratio,
-                "weight": sign * float(own),
+                "weight": sign * float(of_target[at][columns[one.example]]),
             }
         )
     return described

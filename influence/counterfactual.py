@@ -61,25 +61,27 @@ def random_like(
     removed: Bool[np.ndarray, " n"],
     seeds: int,
     stream: Sequence[int],
+    among: Bool[np.ndarray, " n"] | None = None,
 ) -> Bool[np.ndarray, "s n"]:
-    """For every seed, as many random examples of each class as were removed of it, but not those.
+    """For every seed, as many random examples of each class as were removed of it.
 
-    Where a class has too few others, the rest are of other classes; of fewer in all, all.
+    Where a class has too few to draw from, the rest are of other classes; of fewer in all, all.
 
     Args:
         labels: of all examples.
         removed: what the random ones are to be like.
         seeds: how many draws; each has a stream of its own, so that more leave the first the same.
         stream: numbers that decide them.
+        among: what they are drawn from; by default all that were not removed.
     """
-    found = np.zeros((seeds, len(labels)), bool)
+    found, among = np.zeros((seeds, len(labels)), bool), ~removed if among is None else among
     for row in range(seeds):
         rng = np.random.default_rng([*stream, row])
         for label in np.unique(labels[removed]):
-            others = np.flatnonzero((labels == label) & ~removed)
+            others = np.flatnonzero((labels == label) & among)
             count = min(int((labels[removed] == label).sum()), len(others))
             found[row, rng.choice(others, count, replace=False)] = True
-        left = np.flatnonzero(~removed & ~found[row])
+        left = np.flatnonzero(among & ~found[row])
         lacking = min(int(removed.sum() - found[row].sum()), len(left))
         found[row, rng.choice(left, lacking, replace=False)] = True
     return found
@@ -110,7 +112,8 @@ def plan(
         "after": everything & ~confirmed,
         "after_random": ~random_like(labels, confirmed, seeds, (seed, 2)),
         "thinned": everything & ~redundant,
-        "thinned_random": ~random_like(labels, redundant, seeds, (seed, 4)),
+        # Half of all: beside it there is no other half that were random.
+        "thinned_random": ~random_like(labels, redundant, seeds, (seed, 4), everything[0]),
         WITHOUT_FLAGGED: everything & ~flagged,
     }
     for name, kept in contexts.items():

@@ -119,8 +119,7 @@ def prepare(config: Config, stored: Stored = NOTHING_STORED) -> Experiment:
         UserError: anything in the data or the config that does not fit.
     """
     spare = SPARE_ROWS if config.poison.has_trigger else 0
-    column = config.groups.column if config.groups.by == "column" else ""
-    split = load(config.data, spare, column)
+    split = load(config.data, spare, config.groups.named_by)
     labels = np.concatenate(
         [np.asarray(table.examples.labels) for table in (split.train, split.targets, split.spare)]
     )

@@ -24,6 +24,7 @@ from influence.verdict import (
     random_sets,
     suspects_of,
 )
+from training.arm import Status
 from training.errors import UserError
 from training.examples import Examples, concatenate
 from training.outputs import margin
@@ -144,13 +145,14 @@ def measure(plan: Planned, found: Trial) -> Verdicts:
     return judge(found.candidates, found.cells, margins)
 
 
-def described(experiment: Experiment, found: Verdicts) -> dict[str, Any]:
+def described(experiment: Experiment, plan: Planned, found: Verdicts) -> dict[str, Any]:
     """The `verdict` section of audit.json, with examples by id."""
     ids, labels = experiment.train.ids, np.asarray(experiment.train.examples.labels)
     return {
         "suspects": int(np.isfinite(found.probability).sum()),
         "confirmed": int(found.confirmed.sum()),
         "unit": found.unit,
+        "not_finite": int((plan.arm.read_status() == Status.NOT_FINITE).sum()),
         "sets": [
             {
                 "class": experiment.class_names[commonest(labels[one.rows])],

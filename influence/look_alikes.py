@@ -34,6 +34,8 @@ NEIGHBOURS, LOOKED_AT = 20, 100
 """The closest images that an image of a cluster stands among, and of how many it is asked."""
 OWN_LABEL = 0.2
 """Share of the neighbours with a cluster's label, below which its images are strangers."""
+MOST_STRANGE = 0.25
+"""Share of all images beyond which closeness says little of labels, so that none are strangers."""
 MOST_SEARCHED = 20_000
 """Examples, as each is compared with all."""
 
@@ -103,7 +105,7 @@ def strangers(
 ) -> list[Strangers]:
     """The clusters of any label of whose closest images few have it, the fewest first.
 
-    None that another one holds.
+    None that another one holds; and none at all where they are more than `MOST_STRANGE`.
     """
     found = []
     for rows in clusters:
@@ -115,6 +117,8 @@ def strangers(
     for one in sorted(found, key=lambda one: -len(one.rows)):
         if not any(np.isin(one.rows, other.rows).all() for other in widest):
             widest.append(one)
+    if sum(len(one.rows) for one in widest) > MOST_STRANGE * len(images):
+        return []
     return sorted(widest, key=lambda one: one.own_label)
 
 

@@ -83,7 +83,8 @@ def looks_of(experiment: Experiment) -> Looks:
     if not experiment.vocabulary:
         return Looks(targets.examples)
     ids = np.array([int(id.rsplit(":", 1)[1]) for id in targets.ids])
-    return Looks(targets.examples, load_texts(experiment.config.data, ids))
+    config = experiment.config
+    return Looks(targets.examples, load_texts(config.data, ids, config.groups.named_by))
 
 
 def png(pixels: Num[np.ndarray, "h w c"]) -> str:

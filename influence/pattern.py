@@ -44,9 +44,11 @@ def common(inputs: Num[np.ndarray, "n *shape"], rows: Int[np.ndarray, " k"]) -> 
     """What some of the inputs have in common, and all the others of `inputs` lack."""
     difference, reference = _apart(inputs, rows, rows)
     mean, variance = difference.mean(0), difference.var(0, ddof=1)
-    square, shape = np.square(mean), inputs.shape[1:]
+    square, shape, unit = np.square(mean), inputs.shape[1:], _unit(inputs)
     sameness = np.square(square).sum() / max((square * (square + variance)).sum(), 1e-30)
-    return Pattern(mean.reshape(shape), reference.mean(0).reshape(shape), float(sameness))
+    return Pattern(
+        (unit * mean).reshape(shape), (unit * reference.mean(0)).reshape(shape), float(sameness)
+    )
 
 
 def patterns_in(
@@ -121,15 +123,25 @@ def _apart(
     rows: Int[np.ndarray, " k"],
     looked_at: Int[np.ndarray, " l"],
 ) -> tuple[Float[np.ndarray, "l d"], Float[np.ndarray, "l d"]]:
-    """The difference of each example to its neighbours outside a set, and the mean of these."""
-    flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    """The difference of each example to its neighbours outside a set, and the mean of these.
+
+    In units of `_unit`.
+    """
+    flat = (inputs.reshape(len(inputs), -1) / _unit(inputs)).astype(np.float32)
     others = np.setdiff1d(np.arange(len(inputs)), rows)
-    # One more: of an example outside the set the closest is itself.
+    # One more than are wanted: an example outside the set may be among its own.
     near = others[_nearest(flat[others], flat[looked_at])]
-    itself = near[:, 0] == looked_at
-    near = np.where(itself[:, None], near[:, 1:], near[:, :-1])
-    reference = flat[near].mean(1)
+    left_out = near == looked_at[:, None]
+    left_out[~left_out.any(1), -1] = True
+    reference = flat[near[~left_out].reshape(len(near), -1)].mean(1)
     return flat[looked_at] - reference, reference
+
+
+def _unit(inputs: Num[np.ndarray, "n *shape"]) -> Float[np.ndarray, " d"]:
+    """What differences are measured in: grey levels of images, of numbers the deviation of each."""
+    if inputs.dtype == np.uint8:
+        return np.ones(inputs[0].size, np.float32)
+    return np.maximum(inputs.reshape(len(inputs), -1).astype(np.float64).std(0), 1e-12)
 
 
 def _nearest(

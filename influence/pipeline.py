@@ -150,7 +150,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         **look_alikes.described(experiment),
         copies=copies.search(experiment, model.weights),
         redundant=int(redundant(scores, flagged).sum()),
-        lowering=lowering(scores, experiment.train.ids, quality.FALSE_DISCOVERIES),
+        lowering=lowering(scores, columns, experiment.train.ids, quality.FALSE_DISCOVERIES),
         subpopulations=subpopulations.described(experiment, model.weights),
     )
 
@@ -194,7 +194,7 @@ def _judge(run: Run, experiment: Experiment) -> None:
     scores = Scores(**{name: columns[name] for name in Scores._fields})
     suspicion = _rank_judged(experiment, scores, verdicts, audit["strangers"] or ())
     save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
-    summary = judging.described(experiment, verdicts)
+    summary = judging.described(experiment, planned, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
     say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['suspects']:,} suspects")
 
@@ -202,7 +202,11 @@ def _judge(run: Run, experiment: Experiment) -> None:
 def _rank_judged(
     experiment: Experiment, scores: Scores, verdicts: Verdicts, strangers: Sequence[dict[str, Any]]
 ) -> Suspicion:
-    """The ranks that follow the verdicts; `strangers` as in audit.json."""
+    """The ranks that follow the verdicts; `strangers` as in audit.json.
+
+    In an incident its bad predictions decided what was judged: there the blind rank stays that of
+    the bank.
+    """
     train, margin = experiment.train, verdicts.examples.margin
     known = margin if experiment.config.sweep.output == "margin" else np.full_like(margin, np.nan)
     outputs = unseen(scores.out_of_bag, known)
@@ -210,7 +214,10 @@ def _rank_judged(
     alike = mean_of_alike(np.minimum(outputs, 0), inputs, labels, experiment.vocabulary)
     clusters = [positions_of(train.ids.tolist(), one["examples"]) for one in strangers]
     strange = mostly_confirmed(verdicts.confirmed, clusters)
-    return suspect_judged(scores, verdicts.support, outputs, alike, strange)
+    judged = suspect_judged(scores, verdicts.support, outputs, alike, strange)
+    if experiment.protocol == "incident":
+        return judged._replace(blind=suspect(scores).blind)
+    return judged
 
 
 def trace_stage(
@@ -262,7 +269,10 @@ def trace_stage(
     if experiment.config.sweep.output == "margin":
         rows = tracing.rows_of(model.weights, chosen)
         kept = model.intercept[chosen] + rows.sum(1)
-        summary["predicted"] = removal.predicted(kept, rows[:, order], to_end, found.most)
+        foretold = removal.predicted(kept, rows[:, order], to_end, found.most)
+        # Where no class has half of the probability, a prediction stands with a margin below 0.
+        if foretold != 0:
+            summary["predicted"] = foretold
     save_trace(run, experiment, traced, columns, summary)
     return removal.said(summary)
 

@@ -108,13 +108,13 @@ def label_is_bad(targets: Targets, chosen: Int[np.ndarray, " t"]) -> Bool[np.nda
 
 
 def suspected_sets(audit: dict[str, Any], experiment: Experiment) -> list[Int[np.ndarray, " _"]]:
-    """Groups of each set that the audit found, as retraining completed it where it did.
+    """Groups of each set that the audit found, as retraining completed it where it judged any.
 
     Args:
         audit: what audit.json holds.
         experiment: of the run.
     """
-    found = audit["verdict"]["sets"] if "verdict" in audit else audit.get("hidden_sets") or []
+    found = audit.get("verdict", {}).get("sets") or audit.get("hidden_sets") or []
     ids = experiment.train.ids.tolist()
     return [_mostly_in(positions_of(ids, one["examples"]), experiment) for one in found]
 
@@ -206,10 +206,11 @@ def _driving_class(
 ) -> int:
     """The label whose groups drive the predictions: that which they give, if it is known.
 
-    Else, or of several, the one with the largest sum of squared drives.
+    Else, or of several, or where no group has it, the one with the largest sum of squared drives.
     """
     squared = np.bincount(labels, np.square(drive))
     if to_end.all():
-        given = np.unique(np.asarray(targets.examples.labels)[chosen])
-        squared[np.setdiff1d(np.arange(len(squared)), given)] = -1
+        given = np.intersect1d(np.asarray(targets.examples.labels)[chosen], labels)
+        if len(given):
+            squared[np.setdiff1d(np.arange(len(squared)), given)] = -1
     return int(squared.argmax())

@@ -2,9 +2,11 @@
 
 Examples: all suspects are left out together, so that none backs another, and the margin of each is
 then that of models that saw neither it nor its like. As often, random examples of the same labels
-are left out. Where the suspects are no more than random ones, an example's margin has any place
-among those of the random, with equal probability (a conformal p-value; Vovk, Gammerman & Shafer
-2005); over all suspects, false discoveries are held (Benjamini & Hochberg 1995).
+are left out. Where the suspects are as random ones, an example's margin has any place among those
+of the random, with equal probability (a conformal p-value; Vovk, Gammerman & Shafer 2005); over all
+suspects, false discoveries are held (Benjamini & Hochberg 1995). What is found so is contradicted
+more than examples that nobody suspects: true of hard clean examples as well, which is why suspects
+were chosen. So the test alone confirms nothing.
 
 Sets that support one another: what their inputs have in common (`pattern`) is put on clean targets
 of other classes. Its transfer is the share of them that models give the set's class, less the share
@@ -29,7 +31,8 @@ from influence import calibration
 from influence.counterfactual import Interval, interval, random_like, share_positive
 
 LEVEL = 0.05
-"""False discoveries among suspects, and probability of any among sets."""
+"""False discoveries among suspects (of what is contradicted more than random examples are), and
+probability of any among sets."""
 DRAWS = 2
 """Random removals for each seed: of fewer than 1 / LEVEL in all, one bad example alone could not be
 told from the lowest of the random ones."""
@@ -39,6 +42,9 @@ some are backed by the others. Of natural kinds, whose rare examples any model w
 contradicts, fewer are flagged."""
 EXCESS = 3.0
 """Times the flagged share of all examples that it must be as well."""
+LEAST_UNIT = 1.0
+"""Logits that margins are measured in at the least: of a model that hardly knows the clean targets,
+whose median margin may be 0 or below, a margin near 0 says nothing."""
 
 
 class Candidates(NamedTuple):
@@ -99,7 +105,8 @@ class Verdicts(NamedTuple):
     sets: tuple[SetVerdict, ...]
     """In the order of the candidates."""
     unit: float
-    """The clean targets' median margin, in logits, which probabilities of examples go by."""
+    """The clean targets' median margin, in logits, which probabilities of examples go by; at least
+    `LEAST_UNIT`."""
 
     @property
     def probability(self) -> Float[np.ndarray, " n"]:
@@ -203,7 +210,7 @@ def judge(candidates: Candidates, cells: Cells, margins: Margins) -> Verdicts:
     """What the retrains show."""
     count, first = len(cells.all()), 2 + DRAWS
     train = np.split(margins.train, count)
-    unit = float(np.nanmedian(np.split(margins.clean, count)[2]))
+    unit = max(float(np.nanmedian(np.split(margins.clean, count)[2])), LEAST_UNIT)
     sets = [
         _judge_set(
             rows,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from members_in_memory import fitted, make_bank, members_of, regression_of
+from scipy.stats import norm
 
 from datamodels import Effects
 from influence import attribution, hidden_support, members, quality
@@ -145,16 +146,40 @@ def test_redundant_are_the_least_memorised_that_are_not_flagged():
 
 def test_what_lowers_clean_targets_is_found_and_negative_the_worst_first():
     effect = np.array([-1.0, -3.0, 2.0, -2.0, np.nan])
-    scores = Scores(*np.zeros((len(Scores._fields), 5)))._replace(
-        clean_effect=effect, clean_effect_error=np.full(5, 0.1),
-        clean_q=np.array([0.01, 0.02, 0.0, 0.5, np.nan]),
+    found = lowering(
+        effects_on_clean(effect, np.array([0.5, 0.5, 0.1, 9, 0.1])),
+        np.arange(5), np.arange(10, 15), 0.1,
     )  # fmt: skip
-    found = lowering(scores, np.arange(10, 15), 0.1)
     assert found["found"] == 2
-    assert found["examples"] == [
-        {"example": 11, "effect": -3.0, "error": 0.1, "q": 0.02},
-        {"example": 10, "effect": -1.0, "error": 0.1, "q": 0.01},
-    ]
+    assert [one["example"] for one in found["examples"]] == [11, 10]
+    assert [one["effect"] for one in found["examples"]] == [-3, -1]
+    # The second of five, one-sided.
+    np.testing.assert_allclose(found["examples"][1]["q"], norm.cdf(-2) * 5 / 2)
+
+
+def effects_on_clean(effect, error):
+    blank = Scores(*np.zeros((len(Scores._fields), len(effect))))
+    return blank._replace(clean_effect=effect, clean_effect_error=error)
+
+
+def test_what_raises_the_outputs_lets_nothing_be_called_lowering():
+    rng, counts = np.random.default_rng(0), []
+    for _ in range(20):
+        z = rng.standard_normal(1000) + 5 * (np.arange(1000) < 500)
+        found = lowering(effects_on_clean(z, np.ones(1000)), np.arange(1000), np.arange(1000), 0.1)
+        counts.append(found["found"])
+    assert np.mean(counts) < 0.5
+
+
+def test_a_group_of_many_is_one_discovery():
+    rng = np.random.default_rng(1)
+    z = rng.standard_normal(50) - 4 * (np.arange(50) < 5)
+    alone = lowering(effects_on_clean(z, np.ones(50)), np.arange(50), np.arange(50), 0.1)
+    size = np.where(np.arange(50) < 5, 20, 1)
+    of = np.repeat(np.arange(50), size)
+    grouped = lowering(effects_on_clean(z[of], np.ones(len(of))), of, np.arange(len(of)), 0.1)
+    assert alone["found"] >= 4
+    assert grouped["found"] == sum(size[one["example"]] for one in alone["examples"])
 
 
 def test_a_loss_is_negated_so_that_scores_read_the_same():

@@ -55,6 +55,18 @@ def test_two_sets_are_alike_that_share_more_than_half_of_what_they_have_together
     assert look_alikes.alike(np.arange(6), np.arange(1, 7)) is True
 
 
+def test_where_looks_say_nothing_of_labels_no_images_are_strangers():
+    images, labels = kinds(2)
+    labels = np.random.default_rng(0).permutation(np.arange(len(labels)) % 12)
+    own = look_alikes.clusters(images, labels)
+    shares = [
+        (labels[look_alikes.closest(images, rows, np.arange(len(images)), 20)] == labels[rows[0]])
+        for rows in own
+    ]
+    assert np.mean([share.mean() for share in shares]) < look_alikes.OWN_LABEL
+    assert look_alikes.strangers(images, labels, own) == []
+
+
 @pytest.mark.parametrize("share", [0.1, 0.18])
 def test_images_of_one_kind_that_have_the_label_of_another_are_strangers(share):
     images, labels = kinds(2)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from influence import engines, progress
+from influence.audit import Scores, suspect
 from influence.cli import STAGES, main
 from influence.config import read_config
 from training import layouts
@@ -102,6 +103,15 @@ def test_scores_have_a_row_an_example(finished):
     assert sum(table["flagged"]) == 20
     assert table["planted"].count("label_flip") == 10
     assert table["planted"].count("backdoor") == 6
+
+
+def test_the_blind_rank_of_an_incident_is_that_of_the_bank(finished):
+    """Its bad predictions decided what retraining judged."""
+    table = pq.read_table(finished / "scores.parquet")
+    scores = Scores(**{name: table[name].to_numpy() for name in Scores._fields})
+    assert read_json(finished / "audit.json")["protocol"] == "incident"
+    np.testing.assert_array_equal(table["rank_blind"], suspect(scores).blind)
+    assert (table["rank_incident"].to_numpy() != suspect(scores).incident).any()
 
 
 def test_a_second_call_makes_nothing_and_ends_with_the_same(copied):

@@ -26,6 +26,7 @@ SOUND = {
         "largest_relative_gap": 1e-6,
         "seeds": "independent",
     },
+    "verdict": {"not_finite": 0},
     "verify": {"not_finite": 0, "accuracy": {"before": [0.9, 0.8, 1.0]}, "majority": 0.3},
 }
 
@@ -34,6 +35,7 @@ SOUND = {
     ("section", "change", "said"),
     [
         ("fit", {"not_finite": 3}, "3 members diverged"),
+        ("verdict", {"not_finite": 4}, "4 members diverged"),
         ("verify", {"not_finite": 2}, "2 members diverged"),
         ("fit", {"r2": -0.1}, "no better than their mean"),
         ("fit", {"r2": None}, "no better than their mean"),

@@ -1,5 +1,6 @@
 """Tracing bad predictions to training examples, and how few have to go."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -102,6 +103,20 @@ def test_groups_of_several_examples_are_traced_by_what_they_do_to_each_others_ex
         )
         alone = max(found.drive[group], 0) * max(on[group, group], 0)
         assert found.backing[group] == pytest.approx(max(expected, 0) + OWN * alone, abs=1e-4)
+
+
+def test_a_label_that_no_group_has_is_driven_by_those_that_drive_most():
+    weights, targets = planted_weights(0)
+    labels = np.array(targets.examples.labels)
+    labels[targets.incident] = 3
+    examples = Examples(targets.examples.inputs, labels)
+    targets = dataclasses.replace(targets, examples=examples)
+    one = np.array([targets.incident.start])
+    found = trace(lambda block: weights[:, block], targets, np.arange(GROUPS), one,
+                  label_is_bad(targets, one), True)  # fmt: skip
+    squared = [np.square(np.maximum(found.drive[label::3], 0)).sum() for label in range(3)]
+    backed = [found.backing[label::3].sum() for label in range(3)]
+    assert np.argmax(backed) == np.argmax(squared)
 
 
 def test_low_outputs_of_right_labels_and_high_losses_are_bad():

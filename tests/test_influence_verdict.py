@@ -122,6 +122,33 @@ def test_sixteen_seeds_suffice_to_confirm_a_single_example():
     np.testing.assert_array_equal(np.flatnonzero(judge(found, cells, margins).confirmed), [4])
 
 
+@pytest.mark.parametrize("level", [-2.0, 0.05])
+def test_of_a_weak_model_it_is_still_what_is_contradicted_that_is_confirmed(level):
+    """Margins of clean targets around 0, or below."""
+    labels, found, cells = setting(0)
+    margins = made(labels, found, cells, contradicted=[2, 5])
+    margins = margins._replace(train=margins.train - 5 + level, clean=margins.clean - 5 + level)
+    margins.train[:, 8] += 6
+    verdicts = judge(found, cells, margins)
+    assert verdicts.unit == verdict.LEAST_UNIT
+    assert verdicts.confirmed[[2, 5]].all()
+    assert not verdicts.confirmed[8]
+    assert np.argmin(verdicts.probability[:9]) == 8
+
+
+def test_hard_clean_examples_are_contradicted_more_than_random_ones_and_not_confirmed():
+    """They are suspects since they are the hardest: the test alone would find most."""
+    rng, labels = np.random.default_rng(0), np.arange(400) % 4
+    level = rng.normal(6, 2, 400)
+    found = Candidates(level <= np.sort(level)[23], (), (), ())
+    cells = cells_of(labels, found, SEEDS, 0)
+    train = level + rng.normal(size=(len(cells.all()) * SEEDS, 400))
+    examples = judge(found, cells, Margins(train, 6 + rng.normal(size=(len(train), 50)), (), ()))
+    q = examples.examples.q[found.suspects]
+    assert (q <= verdict.LEVEL).mean() > 0.5
+    assert not examples.confirmed.any()
+
+
 def test_members_that_are_not_finite_are_left_out():
     labels, found, cells = setting(1)
     margins = made(labels, found, cells, contradicted=[2, 4, 5], transferred=[0])

@@ -127,14 +127,16 @@ def load_rows(config: DataConfig) -> datasets.Dataset:
     return splits[_train_split(config, splits)]
 
 
-def load_texts(config: DataConfig, ids: Int64[np.ndarray, " n"]) -> list[str]:
-    """The texts of some examples, of data whose inputs are texts.
+def load_texts(
+    config: DataConfig, ids: Int64[np.ndarray, " n"], group_column: str = ""
+) -> list[str]:
+    """The texts of some examples, of data whose inputs are texts; `group_column` as for `load`.
 
     Raises:
         UserError: as `load`.
     """
     dataset, _ = _all_rows(config)
-    return dataset.select(ids).with_format(None)[first_input(config, dataset, "")][:]
+    return dataset.select(ids).with_format(None)[first_input(config, dataset, group_column)][:]
 
 
 def _all_rows(config: DataConfig) -> tuple[datasets.Dataset, int | None]:

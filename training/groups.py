@@ -42,6 +42,11 @@ class GroupsConfig:
     seed: int = 0
     """Of the clustering, and of that model."""
 
+    @property
+    def named_by(self) -> str:
+        """The column whose values name the groups, which is then no input; "" where none does."""
+        return self.column if self.by == "column" else ""
+
 
 class Groups(NamedTuple):
     """A group for every training example."""
