@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from datamodels.additive import AdditiveDatamodel
 from datamodels.checks import separation
@@ -204,19 +204,25 @@ def _rank_judged(
 ) -> Suspicion:
     """The ranks that follow the verdicts; `strangers` as in audit.json.
 
-    In an incident its bad predictions decided what was judged: there the blind rank stays that of
-    the bank.
+    The bad predictions of an incident decide which examples are judged by themselves: there the
+    blind rank follows only what retraining showed of sets, which are found without them.
     """
-    train, margin = experiment.train, verdicts.examples.margin
-    known = margin if experiment.config.sweep.output == "margin" else np.full_like(margin, np.nan)
-    outputs = unseen(scores.out_of_bag, known)
+    train, examples = experiment.train, verdicts.examples
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
-    alike = mean_of_alike(np.minimum(outputs, 0), inputs, labels, experiment.vocabulary)
     clusters = [positions_of(train.ids.tolist(), one["examples"]) for one in strangers]
-    strange = mostly_confirmed(verdicts.confirmed, clusters)
-    judged = suspect_judged(scores, verdicts.support, outputs, alike, strange)
+
+    def ranked(margin: Float[np.ndarray, " n"], confirmed: Bool[np.ndarray, " n"]) -> Suspicion:
+        outputs = unseen(scores.out_of_bag, margin)
+        alike = mean_of_alike(np.minimum(outputs, 0), inputs, labels, experiment.vocabulary)
+        strange = mostly_confirmed(confirmed, clusters)
+        return suspect_judged(scores, verdicts.support, outputs, alike, strange)
+
+    unknown = np.full_like(examples.margin, np.nan)
+    comparable = experiment.config.sweep.output == "margin"
+    judged = ranked(examples.margin if comparable else unknown, verdicts.confirmed)
     if experiment.protocol == "incident":
-        return judged._replace(blind=suspect(scores).blind)
+        of_sets = ranked(unknown, np.zeros_like(verdicts.confirmed))
+        return judged._replace(blind=of_sets.blind)
     return judged
 
 

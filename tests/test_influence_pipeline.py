@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from influence import engines, progress
-from influence.audit import Scores, suspect
 from influence.cli import STAGES, main
 from influence.config import read_config
 from training import layouts
@@ -105,13 +104,15 @@ def test_scores_have_a_row_an_example(finished):
     assert table["planted"].count("backdoor") == 6
 
 
-def test_the_blind_rank_of_an_incident_is_that_of_the_bank(finished):
-    """Its bad predictions decided what retraining judged."""
-    table = pq.read_table(finished / "scores.parquet")
-    scores = Scores(**{name: table[name].to_numpy() for name in Scores._fields})
+def test_the_blind_rank_of_an_incident_is_the_same_whatever_it_had_judged(finished, copied):
     assert read_json(finished / "audit.json")["protocol"] == "incident"
-    np.testing.assert_array_equal(table["rank_blind"], suspect(scores).blind)
-    assert (table["rank_incident"].to_numpy() != suspect(scores).incident).any()
+    before = pq.read_table(finished / "scores.parquet")
+    # With more flagged by the incident, more is judged.
+    assert main(["run", str(copied), "--audit.budget", "0.2"]) == 0
+    after = pq.read_table(copied / "scores.parquet")
+    assert (before["held_out_margin"].to_numpy() != after["held_out_margin"].to_numpy()).any()
+    np.testing.assert_array_equal(before["rank_blind"], after["rank_blind"])
+    assert (before["rank_incident"].to_numpy() != after["rank_incident"].to_numpy()).any()
 
 
 def test_a_second_call_makes_nothing_and_ends_with_the_same(copied):
