@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -91,9 +92,26 @@ def commands():
     ]
 
 
+DEMO = "accomplice run configs/digits.toml"
+"""What many blocks begin with."""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The runs that `DEMO` leaves, made once for all of them."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    assert run(DEMO, folder, SMALL)
+    return folder / "runs"
+
+
 @pytest.mark.parametrize(("page", "block"), commands())
-def test_commands_of_the_docs_run(page, block, workplace):
-    for command in block.strip().splitlines():
+def test_commands_of_the_docs_run(page, block, workplace, request):
+    lines = block.strip().splitlines()
+    if lines[0] == DEMO:
+        shutil.copytree(request.getfixturevalue("demo"), workplace / "runs")
+        lines = lines[1:]
+    for command in lines:
         takes_options = command.split()[1] in ("run", "sweep") and ".toml" in command
         assert run(command, workplace, SMALL if takes_options else ())
 
