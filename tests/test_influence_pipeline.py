@@ -110,7 +110,8 @@ def test_the_blind_rank_of_an_incident_is_the_same_whatever_it_had_judged(finish
     # With more flagged by the incident, more is judged.
     assert main(["run", str(copied), "--audit.budget", "0.2"]) == 0
     after = pq.read_table(copied / "scores.parquet")
-    assert (before["held_out_margin"].to_numpy() != after["held_out_margin"].to_numpy()).any()
+    judged = [np.isfinite(table["held_out_margin"].to_numpy()).sum() for table in (before, after)]
+    assert judged[0] < judged[1]
     np.testing.assert_array_equal(before["rank_blind"], after["rank_blind"])
     assert (before["rank_incident"].to_numpy() != after["rank_incident"].to_numpy()).any()
 
