@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from scipy.sparse import csr_matrix
 from sklearn.metrics.pairwise import cosine_similarity, euclidean_distances
+from sklearn.preprocessing import StandardScaler
 
 ALIKE = 10
 """Examples of its label that an example is most like."""
@@ -92,8 +93,9 @@ def distances(
     if train.dtype == np.uint8:
         return np.sqrt(np.maximum(1 - _most_alike(targets, train), 0))
     flat = train.reshape(len(train), -1).astype(np.float64)
-    scale = np.maximum(flat.std(0), 1e-12)
-    return euclidean_distances(targets.reshape(len(targets), -1) / scale, flat / scale)
+    scaler = StandardScaler().fit(flat)
+    of_targets = scaler.transform(targets.reshape(len(targets), -1).astype(np.float64))
+    return euclidean_distances(of_targets, scaler.transform(flat))
 
 
 def _token_counts(texts: Num[np.ndarray, "n l"], vocabulary: int) -> csr_matrix:

@@ -8,8 +8,9 @@ over the set, is what its examples share and their neighbours lack.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Float32, Int, Num
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 
 NEIGHBOURS = 20
 WHITE = 255.0
@@ -42,12 +43,15 @@ class Pattern(NamedTuple):
 
 def common(inputs: Num[np.ndarray, "n *shape"], rows: Int[np.ndarray, " k"]) -> Pattern:
     """What some of the inputs have in common, and all the others of `inputs` lack."""
-    difference, reference = _apart(inputs, rows, rows)
+    centre, unit = _scale(inputs)
+    difference, reference = _apart(_flat(inputs, centre, unit), rows, rows)
     mean, variance = difference.mean(0), difference.var(0, ddof=1)
-    square, shape, unit = np.square(mean), inputs.shape[1:], _unit(inputs)
+    square, shape = np.square(mean), inputs.shape[1:]
     sameness = np.square(square).sum() / max((square * (square + variance)).sum(), 1e-30)
     return Pattern(
-        (unit * mean).reshape(shape), (unit * reference.mean(0)).reshape(shape), float(sameness)
+        (unit * mean).reshape(shape),
+        (centre + unit * reference.mean(0)).reshape(shape),
+        float(sameness),
     )
 
 
@@ -91,7 +95,7 @@ def sharing(
         of all that may.
     """
     looked_at = np.union1d(np.flatnonzero(may_share), rows)
-    difference, _ = _apart(inputs, rows, looked_at)
+    difference, _ = _apart(_flat(inputs, *_scale(inputs)), rows, looked_at)
     within = np.isin(looked_at, rows[: max(FEWEST, len(rows) // 2)])
     for share in HAS_IT:
         for _ in range(ROUNDS):
@@ -113,22 +117,18 @@ def carried(
     both, new = np.concatenate([inputs, others]), len(inputs) + np.arange(len(others))
     # Several of the others may have it, so none is a neighbour.
     looked_at = np.concatenate([rows, new])
-    difference, _ = _apart(both, looked_at, looked_at)
+    difference, _ = _apart(_flat(both, *_scale(both)), looked_at, looked_at)
     share = _share(difference, np.arange(len(looked_at)) < len(rows))
     return share[len(rows) :] >= HAS_IT[-1]
 
 
 def _apart(
-    inputs: Num[np.ndarray, "n *shape"],
+    flat: Float[np.ndarray, "n d"],
     rows: Int[np.ndarray, " k"],
     looked_at: Int[np.ndarray, " l"],
 ) -> tuple[Float[np.ndarray, "l d"], Float[np.ndarray, "l d"]]:
-    """The difference of each example to its neighbours outside a set, and the mean of these.
-
-    In units of `_unit`.
-    """
-    flat = (inputs.reshape(len(inputs), -1) / _unit(inputs)).astype(np.float32)
-    others = np.setdiff1d(np.arange(len(inputs)), rows)
+    """The difference of each example to its neighbours outside a set, and the mean of these."""
+    others = np.setdiff1d(np.arange(len(flat)), rows)
     # One more than are wanted: an example outside the set may be among its own.
     near = others[_nearest(flat[others], flat[looked_at])]
     left_out = near == looked_at[:, None]
@@ -137,11 +137,23 @@ def _apart(
     return flat[looked_at] - reference, reference
 
 
-def _unit(inputs: Num[np.ndarray, "n *shape"]) -> Float[np.ndarray, " d"]:
-    """What differences are measured in: grey levels of images, of numbers the deviation of each."""
+def _flat(
+    inputs: Num[np.ndarray, "n *shape"],
+    centre: Float[np.ndarray, " d"],
+    unit: Float[np.ndarray, " d"],
+) -> Float32[np.ndarray, "n d"]:
+    return ((inputs.reshape(len(inputs), -1) - centre) / unit).astype(np.float32)
+
+
+def _scale(
+    inputs: Num[np.ndarray, "n *shape"],
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """What differences are measured from and in: grey levels of images; of numbers the mean and the
+    deviation of each, so that one that never changes counts for nothing."""
     if inputs.dtype == np.uint8:
-        return np.ones(inputs[0].size, np.float32)
-    return np.maximum(inputs.reshape(len(inputs), -1).astype(np.float64).std(0), 1e-12)
+        return np.zeros(inputs[0].size, np.float32), np.ones(inputs[0].size, np.float32)
+    scaler = StandardScaler().fit(inputs.reshape(len(inputs), -1).astype(np.float64))
+    return scaler.mean_, scaler.scale_
 
 
 def _nearest(

@@ -45,9 +45,9 @@ def test_several_copies_of_one_target_are_all_found():
 
 def test_numbers_are_compared_in_their_own_scale():
     rng = np.random.default_rng(0)
-    scale = np.array([1e-3, 1.0, 1e4, 0.0])
-    train = (rng.normal(size=(200, 4)) * scale).astype(np.float32)
-    targets = (rng.normal(size=(30, 4)) * scale).astype(np.float32)
+    scale, offset = np.array([1e-3, 1.0, 1e4, 0.0]), np.array([0, 0, 0, 3.0])
+    train = (rng.normal(size=(200, 4)) * scale + offset).astype(np.float32)
+    targets = (rng.normal(size=(30, 4)) * scale + offset).astype(np.float32)
     train[11] = targets[4] * np.array([1.01, 1, 1.01, 1], np.float32)
     assert (4, 11) in {(one.target, one.example) for one in near_copies(train, targets)}
 

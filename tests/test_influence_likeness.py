@@ -49,6 +49,15 @@ def test_an_example_alone_of_its_label_has_its_own_value_and_few_have_what_there
     assert found[5] in (1.0, 3.0)
 
 
+def test_a_number_that_is_the_same_in_all_changes_no_distance():
+    inputs, _ = inputs_of("numbers", 40)
+    constant = np.full((40, 1), 0.1, np.float32)
+    np.testing.assert_allclose(
+        distances(np.hstack([inputs, constant]), np.hstack([inputs, constant]), 0),
+        distances(inputs, inputs, 0),
+    )
+
+
 def test_of_many_examples_some_are_compared(monkeypatch):
     inputs, _ = inputs_of("numbers", 90)
     monkeypatch.setattr(likeness, "MOST_COMPARED", 12)
