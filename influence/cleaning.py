@@ -117,9 +117,9 @@ def _reasons(row: int, scores: dict[str, np.ndarray], sets: list[dict[str, Any]]
             saw, did_not = one["given"]
             found.append(
                 f"one of {len(one['examples'])} whose common pattern, put on clean targets of "
-                f"other classes, gives {saw:.0%} of them the class {one['class']}, and "
-                f"{did_not:.0%} in models trained without these examples; that of random ones "
-                f"gives {one['random_transfer'][0]:.0%} more"
+                f"other classes, gives {saw:.0%} of them the class {one['class']} (over half of "
+                f"the probability), and {did_not:.0%} in models trained without these examples; "
+                f"that of random ones gives {one['random_transfer'][0]:.0%} more"
             )
     return found
 

@@ -53,7 +53,7 @@ def example_table(
     found = [
         (Column("rank", "rank", True), value["rank"]),
         (Column("id", "id", True), value["id"]),
-        (Column("text", "example", False), text if any(text) else None),
+        (Column("example", "example", False), text if any(text) else None),
         (Column("label", "label", False), [experiment.class_names[x] for x in value["label"]]),
         (Column("verdict", "verdict", False), [_said(status) for status in value["status"]]),
         (Column("truth", "truth", False), planted if known else None),

@@ -9,11 +9,11 @@ more than examples that nobody suspects are. So are hard clean ones, and suspect
 the test alone confirms nothing.
 
 Sets that support one another: what their inputs have in common (`pattern`) is put on clean targets
-of other classes. Its transfer is the share of them that models give the set's class, less the share
-that models give it which did not see the set. A trigger transfers; what a rare kind of clean
-example has in common does not suffice for its class. Beside it the same for random examples of the
-same labels: Student's test of the difference, with the same training seeds, over all sets (Holm
-1979).
+of other classes. Its transfer is the share of them that models give the set's class, with more than
+half of the probability, less the share that models give it which did not see the set. A trigger
+transfers; what a rare kind of clean example has in common does not suffice for its class. Beside it
+the same for random examples of the same labels: Student's test of the difference, with the same
+training seeds, over all sets (Holm 1979).
 
 Confirmed is what passes its test and rather looks planted than like what clean data has
 (`calibration`).
@@ -77,8 +77,9 @@ class SetVerdict(NamedTuple):
 
     rows: Int[np.ndarray, " k"]
     given: tuple[float, float]
-    """Share of clean targets of other classes that are given the set's class once its pattern is
-    put on them: by models that saw the set, and by models that did not."""
+    """Share of clean targets of other classes that are given the set's class, with more than half
+    of the probability (a margin above 0), once its pattern is put on them: by models that saw the
+    set, and by models that did not."""
     transfer: Interval
     """The difference, over seeds."""
     random_transfer: Interval

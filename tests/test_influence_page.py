@@ -153,6 +153,12 @@ def test_targets_and_sets_open_by_click_key_and_link(opened, run):
     assert graph.is_visible()
     assert graph.locator("circle").count() == 4
     assert graph.locator("polygon").count() == 2
+    # Closed, it opens by the same link once more.
+    part = page.locator("details.target[open]")
+    part.locator("summary").click(position={"x": 5, "y": 5})
+    assert page.locator("details.target[open]").count() == 0
+    opened_set.locator("summary a").click()
+    assert page.locator("details.target[open] svg.graph").is_visible()
 
 
 def test_pictures_of_the_table_are_those_of_the_examples(opened, run):

@@ -98,5 +98,10 @@
     if (part instanceof HTMLDetailsElement) { part.open = true; part.scrollIntoView(); }
   };
   addEventListener("hashchange", open);
+  // Of a part that was closed again the link changes no hash.
+  addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (link && link.hash === location.hash) open();
+  });
   open();
 })();
