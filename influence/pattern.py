@@ -20,6 +20,10 @@ as it cannot be told from noise."""
 HAS_IT = (0.7, 0.5)
 """Share of the pattern from which on an example has it: first, so that a set that has two things in
 common settles for one of them; and then, of that one."""
+SOME = 0.25
+"""Share from which on an example may have it and not show it, as its neighbours have it as well."""
+SURE = 0.5
+"""Sameness of a pattern that such examples are looked for by; vague ones are in half of a class."""
 FEWEST = 4
 """Examples that a pattern is taken from."""
 ROUNDS = 10
@@ -45,13 +49,11 @@ def common(inputs: Num[np.ndarray, "n *shape"], rows: Int[np.ndarray, " k"]) -> 
     """What some of the inputs have in common, and all the others of `inputs` lack."""
     centre, unit = _scale(inputs)
     difference, reference = _apart(_flat(inputs, centre, unit), rows, rows)
-    mean, variance = difference.mean(0), difference.var(0, ddof=1)
-    square, shape = np.square(mean), inputs.shape[1:]
-    sameness = np.square(square).sum() / max((square * (square + variance)).sum(), 1e-30)
+    shape = inputs.shape[1:]
     return Pattern(
-        (unit * mean).reshape(shape),
+        (unit * difference.mean(0)).reshape(shape),
         (centre + unit * reference.mean(0)).reshape(shape),
-        float(sameness),
+        _sameness(difference),
     )
 
 
@@ -83,7 +85,8 @@ def sharing(
 
     It is taken from the first half of the set, and then from all that share it, until they stay the
     same. How much of it an example has is the projection of its own difference, in units of the
-    mean difference of the others, which it is no part of.
+    mean difference of the others, which it is no part of. Of a pattern that is sure, those are
+    added that are one another's neighbours, beside which none of them shows it.
 
     Args:
         inputs: of all training examples.
@@ -95,7 +98,8 @@ def sharing(
         of all that may.
     """
     looked_at = np.union1d(np.flatnonzero(may_share), rows)
-    difference, _ = _apart(_flat(inputs, *_scale(inputs)), rows, looked_at)
+    flat = _flat(inputs, *_scale(inputs))
+    difference, _ = _apart(flat, rows, looked_at)
     within = np.isin(looked_at, rows[: max(FEWEST, len(rows) // 2)])
     for share in HAS_IT:
         for _ in range(ROUNDS):
@@ -105,6 +109,10 @@ def sharing(
             if (found == within).all():
                 break
             within = found
+    some = within | (_share(difference, within) >= SOME)
+    if _sameness(difference[within]) >= SURE and some.sum() <= len(looked_at) / 2:
+        difference, _ = _apart(flat, looked_at[some], looked_at)
+        within |= some & (_share(difference, within) >= HAS_IT[0])
     return looked_at[within]
 
 
@@ -176,6 +184,12 @@ def _share(
     projected = np.where(within, own - square, own) / others
     size = np.where(within, total @ total - 2 * own + square, total @ total) / others**2
     return projected / np.maximum(size, 1e-30)
+
+
+def _sameness(difference: Float[np.ndarray, "k d"]) -> float:
+    """As of `Pattern`."""
+    square, variance = np.square(difference.mean(0)), difference.var(0, ddof=1)
+    return float(np.square(square).sum() / max((square * (square + variance)).sum(), 1e-30))
 
 
 def put(inputs: Num[np.ndarray, "n *shape"], pattern: Pattern) -> Num[np.ndarray, "_ *shape"]:

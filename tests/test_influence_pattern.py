@@ -33,6 +33,19 @@ def test_the_second_pattern_of_a_set_is_found_among_the_rest():
     assert [list(rows) for rows in found] == [list(first), list(second)]
 
 
+def test_those_that_are_one_anothers_neighbours_are_found_as_well():
+    images, labels = kinds(0)
+    left = np.delete(np.arange(len(images)), np.flatnonzero(labels == 4)[24:])
+    images, labels = images[left], labels[left]
+    # Of a rare kind, most of which has the trigger, none is in the set.
+    known, rare = np.flatnonzero(labels == 2)[:12], np.flatnonzero(labels == 4)[:14]
+    poisoned = np.concatenate([known, rare])
+    images[poisoned] = triggers()["patch"](images[poisoned])
+    labels[poisoned] = 0
+    found = pattern.sharing(images, known[:10], labels == 0)
+    np.testing.assert_array_equal(found, np.sort(poisoned))
+
+
 def test_what_share_of_the_others_difference_each_has_equals_its_definition():
     rng = np.random.default_rng(0)
     difference, within = rng.normal(1, 1, (9, 4)), np.arange(9) < 5
