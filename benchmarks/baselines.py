@@ -2,8 +2,8 @@
 
 Each gives every training example a suspicion; high is suspicious.
 
-cleanlab    confident learning (Northcutt et al. 2021): quality of the label given out-of-sample
-            probabilities, of five folds with several seeds each
+cleanlab    its quality of each label (Northcutt et al. 2021; Kuan & Mueller 2022), given
+            probabilities out of sample, of five folds with several seeds each
 loss        the loss of the label under models trained on everything
 knn         share of the ten nearest examples, by what the last layer reads, of another label
 spectral    spectral signatures (Tran, Li & Madry 2018): squared projection of a class's features on

@@ -6,6 +6,10 @@ otherwise the mean output of an example would still tell the hard ones. Everythi
 ever: fit, audit, and the verdict's own retrains, whose outputs are what they are. Weights, ranks
 and sets are then noise, and each run may confirm something with a probability of 5 %: of twenty at
 most three.
+
+With --masks-alone outputs are exchanged over masks and no further. Weights and sets are noise, but
+margins are not: what is then confirmed is to be compared with what is where nothing is exchanged,
+which is judged first.
 """
 
 import argparse
@@ -13,12 +17,14 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
-from poison import CONFIGS, NONE, SWEEP
+from poison import CONFIGS, FEW, NONE, SWEEP
 
+from influence.artifacts import read_scores
 from influence.config import override, read_config
 from influence.jax_setup import set_up_jax
 from training.arm import Made, Report
@@ -27,10 +33,10 @@ from training.bank import Bank
 RUNS = 20
 
 
-def exchanged(source: Path, out: Path, labels: Int[np.ndarray, " n"], seed: int) -> None:
+def exchanged(source: Path, out: Path, labels: Int[np.ndarray, " _"], seed: int) -> None:
     """The run with its outputs exchanged over masks, and over training examples of one label.
 
-    Of replicates, which tell the noise, the masks stay as they are.
+    Of replicates, which tell the noise, the masks stay as they are. Of no labels, examples do, too.
     """
     out.mkdir(parents=True)
     shutil.copy(source / "config.toml", out / "config.toml")
@@ -38,6 +44,7 @@ def exchanged(source: Path, out: Path, labels: Int[np.ndarray, " n"], seed: int)
     new, rng = Bank.create(out, bank.manifest), np.random.default_rng(seed)
     columns = np.arange(len(bank.target_ids))
     for label in np.unique(labels):
+        # Training examples come first among the targets.
         own = np.flatnonzero(labels == label)
         columns[own] = rng.permutation(own)
     for name, arm in bank.arms.items():
@@ -51,8 +58,29 @@ def exchanged(source: Path, out: Path, labels: Int[np.ndarray, " n"], seed: int)
             new.arm(name).commit(unit, rows.masks[own], {0: report}, Made(record["made_on"]))
 
 
-def main() -> None:
+def judged(path: Path) -> dict[str, Any]:
+    """What the verdict says of a swept run, and the ids of what it confirms."""
     from influence.pipeline import audit_stage, fit_stage, verify_stage
+    from influence.sweeping import load_experiment
+
+    run, experiment, bank = load_experiment(path)
+    fit_stage(run, experiment, bank)
+    audit_stage(run, experiment, bank)
+    verify_stage(run, experiment)
+    scores = read_scores(run)
+    ids = scores["id"][scores["status"] == "confirmed"].tolist()
+    return run.read_audit()["verdict"] | {"ids": ids}
+
+
+def said(found: dict[str, Any]) -> str:
+    ids = f": {', '.join(map(str, found['ids']))}" if found["ids"] else ""
+    return (
+        f"{found['confirmed']} of {found['suspects']} suspects confirmed, "
+        f"{len(found['sets'])} sets{ids}"
+    )
+
+
+def main() -> None:
     from influence.sweeping import load_experiment, prepare_for, sweep_stage
 
     parser = argparse.ArgumentParser(
@@ -60,36 +88,33 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
     parser.add_argument("--quick", action="store_true", help="few members, two runs")
+    parser.add_argument(
+        "--masks-alone", action="store_true", help="exchange nothing over training examples"
+    )
     options = parser.parse_args()
     set_up_jax()
     words = [*NONE, *SWEEP, "--data.seed", "20"]
     if options.quick:
-        words += ["--sweep.members", "100", "--sweep.replicate-masks", "2", "--fit.held-out", "20"]
-        words += ["--data.train-count", "300", "--optim.steps", "50"]
+        words += FEW
     config, _ = override(read_config(CONFIGS / "digits.toml"), words, "benchmarks")
-    confirmed = []
+    confirmed: list[list[int]] = []
     with TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         sweep_stage(prepare_for(config, source), source)
         labels = np.asarray(load_experiment(source)[1].train.examples.labels)
+        if options.masks_alone:
+            labels = labels[:0]
+            print(f"nothing exchanged: {said(judged(source))}", flush=True)
         for seed in range(2 if options.quick else RUNS):
             path = Path(folder) / str(seed)
             exchanged(source, path, labels, seed)
-            run, experiment, bank = load_experiment(path)
-            fit_stage(run, experiment, bank)
-            audit_stage(run, experiment, bank)
-            verify_stage(run, experiment)
-            verdict = run.read_audit()["verdict"]
-            confirmed.append(verdict["confirmed"])
-            print(
-                f"exchange {seed}: {verdict['confirmed']} of {verdict['suspects']} suspects "
-                f"confirmed, {len(verdict['sets'])} sets",
-                flush=True,
-            )
+            found = judged(path)
+            confirmed.append(found["ids"])
+            print(f"exchange {seed}: {said(found)}", flush=True)
             shutil.rmtree(path)
             # Linux allows a process so many memory mappings, and every program takes some.
             jax.clear_caches()
-    alarms = sum(count > 0 for count in confirmed)
+    alarms = sum(bool(ids) for ids in confirmed)
     print(f"{alarms} of {len(confirmed)} runs confirmed something")
     if options.json:
         print(json.dumps({"confirmed": confirmed, "alarms": alarms}))

@@ -1,17 +1,18 @@
 """Claim: planted poison of many kinds is found, blind and from an incident, better than by others.
 
 Attacks on digits and, with its folder, on 5,000 examples of Fashion-MNIST, each under several seeds
-of split, poison, masks and training: a bank of 1,956 retrains of the mlp a cell, and some 300 to
-judge and to verify, kept in --runs, its rows in --results: what was made is not made again. Then,
-by protocol:
+of split, poison, masks and training. A cell is at most 2,048 retrains of the mlp: a bank of 1,472,
+192 to judge and verify, and 32 for each set that is judged. It is kept in --runs, its rows in
+--results: what was made is not made again. Then, by protocol:
 
 blind       the blind rank, against standard detectors that see as much (`baselines.py`)
-incident    the rank with ten bad predictions
+incident    the rank with ten bad predictions, after a verdict that did not see them
 one         the trace of one bad prediction, the mean over ten of them
 
 An attack has worked when its success before cleaning is at least .5; one that has not is not
-scored. Of near copies of targets (leak), which have no rank, precision and recall. Cleaned are the
-examples that the verdict confirms, which is blind. Needs the extra `bench`.
+scored. Flipped labels are after no prediction: their success is the share that models fit, and they
+always count. Of near copies of targets (leak), which have no rank, precision and recall. Cleaned
+are the examples that the verdict confirms, which is blind. Needs the extra `bench`.
 """
 
 import argparse
@@ -36,12 +37,13 @@ from influence.experiment import Experiment
 from influence.jax_setup import set_up_jax
 from influence.run import Run
 from influence.tracing import carried_sets, suspected_sets, trace
+from training.bank import Bank
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NONE = ["--poison.label-flip-fraction", "0", "--poison.backdoor-fraction", "0"]
 SWEEP = [
     *("--audit.protocol", "blind"),
-    *("--sweep.members", "1700", "--sweep.replicate-masks", "16", "--sweep.replicate-seeds", "16"),
+    *("--sweep.members", "1408", "--sweep.replicate-masks", "8", "--sweep.replicate-seeds", "8"),
     *("--joint.share", "0", "--fit.joint-targets", "0"),
 ]
 DATA = {
@@ -90,11 +92,12 @@ def attacks(data: str) -> dict[str, list[str]]:
 
 RANKED = (
     *("auroc", "average_precision", "recall_1", "recall_5", "recall_10"),
-    *("attack_success_before", "attack_success_after", "accuracy_before", "accuracy_after"),
     *("best_baseline", "best_baseline_auroc"),
 )
 """What a row has of an attack that is ranked, and null of others."""
 QUICK = ("label_flip", "backdoor", "blend", "sine")
+FEW = ["--sweep.members", "100", "--sweep.replicate-masks", "2", "--fit.held-out", "20",
+       "--data.train-count", "300", "--optim.steps", "50"]  # fmt: skip
 
 
 def config_of(data: str, fashion: Path, words: list[str]) -> Config:
@@ -152,10 +155,12 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
     run, experiment = kept_run(config, seed, path)
     scores, audit = read_scores(run), run.read_audit()
     common = {"data": data, "cell": cell, "seed": seed, "commit": made_at(path)}
+    common["retrains"] = retrains(path)
     found = [
         common
         | {"attack": "leak", "protocol": "blind", "attack_worked": True}
         | dict.fromkeys(RANKED)
+        | cleaned(scores, audit, "leak", "blind")
         | {name: leak[name] for name in ("precision", "recall")}
         for leak in audit["leaks"]
     ]
@@ -190,6 +195,12 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
                 }
             )
     return found
+
+
+def retrains(path: Path) -> int:
+    """All members of a kept run: of its bank, and of those beside it that judge and verify."""
+    banks = [path, *(path / "verification").iterdir()]
+    return sum(arm.spec.members for bank in banks for arm in Bank.open(bank).arms.values())
 
 
 def cleaned(
@@ -322,6 +333,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
     parser.add_argument("--quick", action="store_true", help="digits, two seeds, four attacks")
     parser.add_argument(
+        "--few", action="store_true", help="few short retrains, whose figures mean nothing"
+    )
+    parser.add_argument(
         "--data", choices=list(DATA), nargs="+", help="of these (default: those that are there)"
     )
     parser.add_argument(
@@ -350,7 +364,7 @@ def main() -> None:
         for cell, own in attacks(data).items():
             if cell not in cells or (data, cell, seed) in made:
                 continue
-            config = config_of(data, options.fashion, own)
+            config = config_of(data, options.fashion, own + FEW * options.few)
             for row in rows_of(data, cell, config, seed, options.runs):
                 rows.append(row)
                 show(row)

@@ -14,15 +14,13 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from poison import config_of, kept_run
+from poison import FEW, config_of, kept_run
 
 from influence.artifacts import read_scores
 from influence.config import Config
 from influence.jax_setup import set_up_jax
 
 COLUMNS = 12
-FEW = ["--sweep.members", "100", "--sweep.replicate-masks", "2", "--fit.held-out", "20",
-       "--data.train-count", "300", "--optim.steps", "50"]  # fmt: skip
 
 
 def confirmed(data: str, config: Config, seed: int, folder: Path) -> dict[str, Any]:

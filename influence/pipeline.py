@@ -66,6 +66,9 @@ def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
     """Everything, from examples to the report; members made before are not made again.
 
     `retrain` is as in `sweep_stage`.
+
+    Raises:
+        UserError: as each stage.
     """
     experiment = prepare_for(config, out)
     require_space_to_fit(experiment, out)
@@ -78,7 +81,11 @@ def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
 
 
 def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
-    """Fit the datamodels, judge them on the held-out masks, and estimate effects."""
+    """Fit the datamodels, judge them on the held-out masks, and estimate effects.
+
+    Raises:
+        UserError: members are missing, too few are finite, or the fit does not fit on the disk.
+    """
     config, targets = experiment.config, experiment.targets
     require_space_to_fit(experiment, run.path)
     regression = divide(read_arms(bank, experiment), config.fit, config.sweep.replicate_seeds)
@@ -117,7 +124,11 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
 
 
 def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
-    """Score and rank the training examples, and flag the most suspicious."""
+    """Score and rank the training examples, and flag the most suspicious.
+
+    Raises:
+        UserError: a run that was not fitted.
+    """
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
     config = experiment.config
@@ -159,6 +170,9 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     """Judge what is suspicious by retraining, and retrain without what is confirmed.
 
     Then score detection.
+
+    Raises:
+        UserError: a run that was not audited; too many members that are not finite.
     """
     run.require(run.scores, "audit")
     audited = run.read_audit()
@@ -296,7 +310,11 @@ def clean_stage(run: Run, experiment: Experiment, out: Path) -> str:
 
 
 def report_stage(run: Run, experiment: Experiment) -> None:
-    """Write report.html from what the other stages left."""
+    """Write report.html from what the other stages left.
+
+    Raises:
+        UserError: a run that was not verified.
+    """
     metrics = run.read_audit()
     if "verify" not in metrics or "verdict" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
