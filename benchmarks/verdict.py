@@ -57,14 +57,15 @@ def sets_of(folder: Path) -> Seen:
     scores, audit = read_scores(run), run.read_audit()
     features, planted, probability = [], [], []
     for one in audit["verdict"]["sets"]:
-        seen = one["transfer"][0], one["sameness"]
-        features.append(seen)
-        probability.append(calibration.of_set(*seen))
         in_it = np.isin(scores["id"], one["examples"])
+        contradicted = float((scores["out_of_bag"][in_it] < 0).mean())
+        seen = one["transfer"][0], one["sameness"], contradicted
+        features.append(calibration.set_features(*seen))
+        probability.append(calibration.of_set(*seen))
         planted.append(max((scores["planted"][in_it] == name).mean() for name in TRIGGERS) > 0.5)
     return Seen(
         *_named(folder),
-        np.array(features).reshape(-1, 2),
+        np.array(features).reshape(-1, 3),
         np.array(planted, bool),
         np.array(probability),
     )

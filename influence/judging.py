@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from datamodels.design import Listed
 from datamodels.terms import alike
@@ -47,7 +47,8 @@ class Trial(NamedTuple):
 
 def trial(
     experiment: Experiment,
-    flagged: np.ndarray,
+    flagged: Bool[np.ndarray, " n"],
+    contradicted: Bool[np.ndarray, " n"],
     hidden: Sequence[dict[str, Any]] | None,
     similar: Sequence[dict[str, Any]] | None,
     strangers: Sequence[dict[str, Any]] | None,
@@ -57,6 +58,8 @@ def trial(
     Args:
         experiment: of the run.
         flagged: of scores.parquet.
+        contradicted: training examples whose label models of the bank that did not see them
+            contradict.
         hidden: the `hidden_sets` of audit.json. Texts have nothing that can be put on others: so
             their sets are not looked at, only each flagged example.
         similar: its `look_alikes`.
@@ -77,7 +80,8 @@ def trial(
     classes = [commonest(labels[rows]) for rows in sets]
     sameness = tuple(one.sameness for one in patterns[: len(sets)])
     suspects = suspects_of(flagged, sets, rows_of(strangers))
-    found = Candidates(suspects, tuple(sets), tuple(random), sameness)
+    against = tuple(float(contradicted[rows].mean()) for rows in sets)
+    found = Candidates(suspects, tuple(sets), tuple(random), sameness, against)
     return Trial(
         found,
         cells_of(labels, found, audit.seeds, audit.seed),
@@ -161,6 +165,7 @@ def described(experiment: Experiment, plan: Planned, found: Verdicts) -> dict[st
                 "transfer": one.transfer,
                 "random_transfer": one.random_transfer,
                 "sameness": one.sameness,
+                "contradicted": one.contradicted,
                 "p": one.p,
                 "probability": one.probability,
                 "confirmed": one.confirmed,

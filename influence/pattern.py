@@ -161,7 +161,7 @@ def _scale(
     if inputs.dtype == np.uint8:
         return np.zeros(inputs[0].size, np.float32), np.ones(inputs[0].size, np.float32)
     scaler = StandardScaler().fit(inputs.reshape(len(inputs), -1).astype(np.float64))
-    return scaler.mean_, scaler.scale_
+    return np.asarray(scaler.mean_), np.asarray(scaler.scale_)
 
 
 def _nearest(

@@ -201,7 +201,8 @@ def _judge(run: Run, experiment: Experiment) -> None:
     """Write the verdicts into scores.parquet and audit.json; the ranks then follow them."""
     columns, audit = read_scores(run), run.read_audit()
     sets = (audit["hidden_sets"], audit["look_alikes"], audit["strangers"])
-    trial = judging.trial(experiment, columns["flagged"], *sets)
+    contradicted = _contradicted(experiment, columns["out_of_bag"])
+    trial = judging.trial(experiment, columns["flagged"], contradicted, *sets)
     planned = judging.planned(run, experiment, trial)
     make_planned(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
     verdicts = judging.measure(planned, trial)
@@ -211,6 +212,13 @@ def _judge(run: Run, experiment: Experiment) -> None:
     summary = judging.described(experiment, planned, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
     say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['suspects']:,} suspects")
+
+
+def _contradicted(
+    experiment: Experiment, out_of_bag: Float[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Examples whose label models that did not see them contradict; only a margin tells."""
+    return (out_of_bag < 0) & (experiment.config.sweep.output == "margin")
 
 
 def _rank_judged(

@@ -16,7 +16,7 @@ def candidates(labels, flagged, sets):
     for rows in sets:
         suspects[rows] = True
     random = tuple(random_sets(labels, sets, 0))
-    return Candidates(suspects, tuple(sets), random, (0.95,) * len(sets))
+    return Candidates(suspects, tuple(sets), random, (0.95,) * len(sets), (0.0,) * len(sets))
 
 
 def setting(sets=2):
@@ -61,7 +61,8 @@ def test_a_set_that_is_no_suspect_is_judged_as_a_set_alone():
     flagged = np.arange(90) < 9
     suspects = verdict.suspects_of(flagged, sets)
     np.testing.assert_array_equal(suspects, flagged)
-    found = Candidates(suspects, sets, tuple(random_sets(labels, sets, 0)), (0.95, 0.95))
+    random = tuple(random_sets(labels, sets, 0))
+    found = Candidates(suspects, sets, random, (0.95, 0.95), (0.0, 0.0))
     cells = cells_of(labels, found, SEEDS, 0)
     verdicts = judge(found, cells, made(labels, found, cells, transferred=[1]))
     assert np.isnan(verdicts.examples.margin[np.concatenate(sets)]).all()
@@ -103,17 +104,23 @@ def test_what_is_contradicted_and_what_transfers_is_confirmed_and_nothing_else()
     assert (verdicts.probability[found.sets[1]] >= calibration.EVEN).all()
 
 
-def test_a_pattern_that_varies_is_not_confirmed_however_it_transfers():
+def test_a_pattern_that_transfers_to_some_is_confirmed_only_if_it_is_equal_in_all():
     labels, found, cells = setting(1)
     margins = made(labels, found, cells, transferred=[0])
+    margins.with_pattern[0][:, 7:] = -5
+    assert judge(found, cells, margins).sets[0].transfer[0] == pytest.approx(0.35)
     assert judge(found, cells, margins).sets[0].confirmed
-    varying = found._replace(sameness=(0.05,))
+    varying = found._replace(sameness=(0.7,))
     assert not judge(varying, cells, margins).sets[0].confirmed
+    # Unless its examples are contradicted as well.
+    contradicted = found._replace(sameness=(0.85,), contradicted=(0.7,))
+    assert judge(contradicted, cells, margins).sets[0].confirmed
+    assert not judge(found._replace(sameness=(0.85,)), cells, margins).sets[0].confirmed
 
 
 def test_sixteen_seeds_suffice_to_confirm_a_single_example():
     labels, flagged = np.arange(90) % 3, np.arange(90) < 9
-    found = Candidates(flagged, (), (), ())
+    found = Candidates(flagged, (), (), (), ())
     cells = cells_of(labels, found, 16, 0)
     rng = np.random.default_rng(0)
     train = 5 + rng.normal(size=(16 * len(cells.all()), 90))
@@ -140,7 +147,7 @@ def test_hard_clean_examples_are_contradicted_more_than_random_ones_and_not_conf
     """They are suspects since they are the hardest: the test alone would find most."""
     rng, labels = np.random.default_rng(0), np.arange(400) % 4
     level = rng.normal(6, 2, 400)
-    found = Candidates(level <= np.sort(level)[23], (), (), ())
+    found = Candidates(level <= np.sort(level)[23], (), (), (), ())
     cells = cells_of(labels, found, SEEDS, 0)
     train = level + rng.normal(size=(len(cells.all()) * SEEDS, 400))
     examples = judge(found, cells, Margins(train, 6 + rng.normal(size=(len(train), 50)), (), ()))
@@ -169,7 +176,7 @@ def test_nothing_is_confirmed_where_suspects_are_no_worse_than_random_ones():
     for _ in range(200):
         flagged = np.zeros(400, bool)
         flagged[rng.choice(400, 24, replace=False)] = True
-        found = Candidates(flagged, (), (), ())
+        found = Candidates(flagged, (), (), (), ())
         cells = cells_of(labels, found, 8, int(rng.integers(1000)))
         # A few examples are always contradicted, as in real data.
         level = rng.normal(4, 4, 400)
@@ -200,6 +207,9 @@ def test_probabilities_rise_with_what_they_go_by():
     margins = calibration.of_example(np.array([-5.0, -1.0, 3.0, np.nan]))
     assert margins[0] > margins[1] > margins[2]
     assert np.isnan(margins[3])
-    assert (
-        calibration.of_set(0.9, 0.9) > calibration.of_set(0.3, 0.9) > calibration.of_set(0.3, 0.7)
-    )
+    seen = [(0.9, 0.9, 0.5), (0.3, 0.9, 0.5), (0.3, 0.7, 0.5), (0.3, 0.7, 0.0)]
+    found = [calibration.of_set(*one) for one in seen]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == 4
+    # Shares of 0, or of 1, and what is below chance are as probable as what is very near.
+    assert calibration.of_set(-0.1, 1.0, 0.0) == calibration.of_set(0.01, 0.99, 0.0)

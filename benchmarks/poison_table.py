@@ -1,0 +1,104 @@
+"""The tables of docs/performance.md: means over seeds of the rows that `poison.py` made.
+
+A line an attack and protocol, of the seeds in which the attack worked. Baselines see what the blind
+rank sees; the best of them is that with the highest mean.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).resolve().parent / "results" / "poison.json"
+NAMES = {
+    "label_flip": "label flips",
+    "pair_flip": "pair flips",
+    "backdoor": "patch",
+    "blend": "blend",
+    "sine": "wave",
+    "consistent": "label-consistent",
+    "backdoor (of two)": "patch (of two)",
+    "blend (of two)": "blend (of two)",
+    "leak": "near copies",
+}
+HEADS = (
+    *("planted", "protocol", "worked", "AUROC", "average precision", "recall at 1, 5, 10 %"),
+    *("best of others", "success", "accuracy", "its change by seed", "confirmed"),
+)
+
+Row = dict[str, Any]
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Of one data set, in Markdown."""
+    lines = [_line(HEADS), _line(["---"] * len(HEADS))]
+    for attack, name in NAMES.items():
+        for protocol in ("blind", "incident", "one"):
+            own = [r for r in rows if r["attack"] == attack and r["protocol"] == protocol]
+            if own:
+                lines.append(_line(_cells(name, protocol, own)))
+    return lines
+
+
+def _cells(name: str, protocol: str, rows: list[Row]) -> list[str]:
+    worked = [row for row in rows if row["attack_worked"]]
+    cells = [f"{_mean(rows, 'planted'):.0f} {name}", protocol, f"{len(worked)} of {len(rows)}"]
+    if not worked:
+        return cells
+    if "precision" in rows[0]:
+        found = f"precision {_mean(worked, 'precision'):.3f}, recall {_mean(worked, 'recall'):.3f}"
+        cells += ["", "", found, ""]
+    else:
+        recall = ", ".join(f"{_mean(worked, f'recall_{part}'):.2f}" for part in (1, 5, 10))
+        cells += [f"{_mean(worked, 'auroc'):.4f}", f"{_mean(worked, 'average_precision'):.3f}"]
+        cells += [recall, _best_of_others(worked)]
+    if protocol != "blind":
+        return cells
+    change = 100 * np.array([row["accuracy_change"][0] for row in worked])
+    return [
+        *cells,
+        f"{_mean(worked, 'attack_success_before'):.3f} to "
+        f"{_mean(worked, 'attack_success_after'):.3f}",
+        f"{100 * _mean(worked, 'accuracy_before'):.1f} to "
+        f"{100 * _mean(worked, 'accuracy_after'):.1f}",
+        f"{change.min():.1f} to {change.max():.1f}",
+        f"{_mean(worked, 'confirmed'):.1f}, and {_mean(worked, 'confirmed_clean'):.1f} clean",
+    ]
+
+
+def _best_of_others(rows: list[Row]) -> str:
+    auroc = {
+        name: float(np.mean([row["baselines"][name]["auroc"] for row in rows]))
+        for name in rows[0]["baselines"]
+    }
+    best = max(auroc, key=lambda name: auroc[name])
+    return f"{best} {auroc[best]:.4f}"
+
+
+def _mean(rows: list[Row], name: str) -> float:
+    # Where no near copy was found there is no precision.
+    return float(np.mean([row[name] for row in rows if row[name] is not None]))
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join([*cells, *[''] * (len(HEADS) - len(cells))])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", metavar="FILE", type=Path, nargs="?", default=RESULTS)
+    rows = json.loads(parser.parse_args().results.read_text(encoding="utf-8"))["rows"]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == data]
+        most = max(row["retrains"] for row in own)
+        seeds = ", ".join(map(str, sorted({row["seed"] for row in own})))
+        print(f"{data}, seeds {seeds}, at most {most:,} retrains a cell")
+        print(*table(own), "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
