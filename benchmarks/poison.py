@@ -27,6 +27,7 @@ import jax
 import numpy as np
 from baselines import suspicions
 from jaxtyping import Bool, Float
+from poison_table import table
 from scipy.stats import rankdata
 
 from influence.arms import mask_columns
@@ -225,49 +226,6 @@ def cleaned(
     return known | (after if protocol == "blind" else dict.fromkeys(after))
 
 
-def means(rows: list[dict[str, Any]]) -> list[str]:
-    """One line for each attack and protocol: means over the seeds in which it worked."""
-    lines, kinds = [], dict.fromkeys((r["data"], r["attack"], r["protocol"]) for r in rows)
-    for kind in kinds:
-        own = [r for r in rows if (r["data"], r["attack"], r["protocol"]) == kind]
-        worked = [r for r in own if r["attack_worked"]]
-        text = f"| {' | '.join(kind)} | {len(worked)} of {len(own)} |"
-        if not worked:
-            lines.append(text)
-            continue
-
-        def mean(name: str, among: list[dict[str, Any]] = worked) -> float:
-            # Where no near copy was found there is no precision.
-            return float(np.mean([row[name] for row in among if row[name] is not None]))
-
-        if kind[1] == "leak":
-            lines.append(f"{text} precision {mean('precision'):.3f}, recall {mean('recall'):.3f} |")
-            continue
-        text += f" {mean('auroc'):.4f} | {mean('average_precision'):.3f} |"
-        text += f" {mean('recall_1'):.2f}, {mean('recall_5'):.2f}, {mean('recall_10'):.2f} |"
-        by_name = {
-            name: mean("auroc", [row["baselines"][name] for row in worked])
-            for name in worked[0]["baselines"]
-        }
-        best = max(by_name, key=lambda name: by_name[name])
-        text += f" {best} {by_name[best]:.4f} |"
-        if kind[2] == "blind":
-            change = np.array([row["accuracy_change"] for row in worked])
-            text += f" {mean('attack_success_before'):.3f} to {mean('attack_success_after'):.3f} |"
-            text += f" {100 * mean('accuracy_before'):.1f} to {100 * mean('accuracy_after'):.1f} |"
-            text += f" {100 * change[:, 0].min():.1f} to {100 * change[:, 0].max():.1f} |"
-            text += f" {mean('confirmed'):.1f} of {mean('planted'):.0f}, "
-            text += f"{mean('confirmed_clean'):.1f} clean |"
-        lines.append(text)
-    return lines
-
-
-HEAD = (
-    "| data | attack | protocol | worked | AUROC | average precision | recall at 1, 5, 10 % | "
-    "best of others | success | accuracy | its change by seed | confirmed |"
-)
-
-
 def commit() -> str:
     """The commit of the code, and whether there are changes beside it."""
     words = ["git", "-C", str(CONFIGS), "describe", "--always", "--dirty", "--abbrev=40"]
@@ -373,7 +331,8 @@ def main() -> None:
                 options.results.write_text(text + "\n", encoding="utf-8")
             # Linux allows a process so many memory mappings, and every program takes some.
             jax.clear_caches()
-    print(HEAD, *means(rows), sep="\n")
+    for data in dict.fromkeys(row["data"] for row in rows):
+        print("", *table([row for row in rows if row["data"] == data]), sep="\n")
     if options.json:
         print(json.dumps({"rows": rows}))
 

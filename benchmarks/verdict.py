@@ -82,19 +82,24 @@ def fitted(runs: list[Seen]) -> LogisticRegression:
 
 
 def by_others(runs: list[Seen]) -> Float[np.ndarray, " k"]:
-    """Probabilities for each run by the runs of other attacks and other seeds."""
+    """Probabilities for each run by the runs of other attacks and other seeds; NaN where those have
+    nothing that is planted, or nothing else."""
     found = []
     for run in runs:
         others = [o for o in runs if o.attack != run.attack and o.seed != run.seed]
-        if len(run.features):
-            found.append(fitted(others).predict_proba(run.features)[:, 1])
+        found.append(np.full(len(run.features), np.nan))
+        if len(run.features) and {p for o in others for p in o.planted.tolist()} == {False, True}:
+            found[-1] = fitted(others).predict_proba(run.features)[:, 1]
     return np.concatenate(found)
 
 
 def reliability(
     probability: Float[np.ndarray, " k"], planted: Bool[np.ndarray, " k"]
 ) -> dict[str, Any]:
-    """How many have a probability in each bin, its mean, and the share that is planted."""
+    """How many have a probability in each bin, its mean, and the share that is planted; the Brier
+    score of those that have one."""
+    known = np.isfinite(probability)
+    probability, planted = probability[known], planted[known]
     bins: list[dict[str, float]] = []
     for low, high in pairwise(BINS):
         within = (probability >= low) & ((probability < high) | (high == 1))
@@ -108,7 +113,8 @@ def reliability(
                     "planted": float(planted[within].mean()),
                 }
             )
-    return {"brier": float(np.square(probability - planted).mean()), "bins": bins}
+    brier = float(np.square(probability - planted).mean()) if known.any() else None
+    return {"brier": brier, "bins": bins}
 
 
 def main() -> None:
@@ -135,7 +141,10 @@ def main() -> None:
         for name, probability in probabilities.items():
             one = reliability(probability, planted)
             found[f"{kind}, {name}"] = one
-            print(f"{kind}, {name}: Brier score {one['brier']:.3f}")
+            if one["brier"] is None:
+                print(f"{kind}, {name}: no probabilities")
+                continue
+            print(f"{kind}, {name}: Brier score {one['brier']:.4f}")
             for row in one["bins"]:
                 print(
                     f"  called {row['from']:.1f} to {row['to']:.1f} ({row['probability']:.2f} in "
