@@ -200,6 +200,14 @@ def example(folder, *words):
     return done.stdout
 
 
+def test_the_tables_of_planted_poison_are_those_of_the_committed_rows():
+    lines = example(ROOT, "benchmarks/poison_table.py").splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) > 40
+    stood = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    assert [row for row in rows if row not in stood] == []
+
+
 @pytest.mark.slow
 def test_examples_run(workplace):
     assert "certified" in example(workplace, "examples/own_bank.py")
