@@ -155,8 +155,8 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
     path = folder / f"{data}_{cell}_{seed}"
     run, experiment = kept_run(config, seed, path)
     scores, audit = read_scores(run), run.read_audit()
-    common = {"data": data, "cell": cell, "seed": seed, "commit": made_at(path)}
-    common["retrains"] = retrains(path)
+    made = {"commit": made_at(path), "retrains": retrains(path)}
+    common = {"data": data, "cell": cell, "seed": seed} | made
     found = [
         common
         | {"attack": "leak", "protocol": "blind", "attack_worked": True}

@@ -6,6 +6,7 @@ rank sees; the best of them is that with the highest mean.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def _mean(rows: list[Row], name: str) -> float:
     return float(np.mean([row[name] for row in rows if row[name] is not None]))
 
 
-def _line(cells: list[str] | tuple[str, ...]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join([*cells, *[''] * (len(HEADS) - len(cells))])} |"
 
 

@@ -95,6 +95,11 @@ class Experiment:
         return next((attack for attack in self.attacks if attack.incident is not None), None)
 
     @property
+    def gives_margins(self) -> bool:
+        """Whether the output is a margin, in logits: below 0 where the label is contradicted."""
+        return self.config.sweep.output == "margin"
+
+    @property
     def higher_is_better(self) -> bool:
         """Whether a high output is good for the label, as all are but the loss."""
         return self.config.sweep.output != "loss"

@@ -47,8 +47,8 @@ class Pattern(NamedTuple):
 
 def common(inputs: Num[np.ndarray, "n *shape"], rows: Int[np.ndarray, " k"]) -> Pattern:
     """What some of the inputs have in common, and all the others of `inputs` lack."""
-    centre, unit = _scale(inputs)
-    difference, reference = _apart(_flat(inputs, centre, unit), rows, rows)
+    flat, centre, unit = _scaled(inputs)
+    difference, reference = _apart(flat, rows, rows)
     shape = inputs.shape[1:]
     return Pattern(
         (unit * difference.mean(0)).reshape(shape),
@@ -98,7 +98,7 @@ def sharing(
         of all that may.
     """
     looked_at = np.union1d(np.flatnonzero(may_share), rows)
-    flat = _flat(inputs, *_scale(inputs))
+    flat, *_ = _scaled(inputs)
     difference, _ = _apart(flat, rows, looked_at)
     within = np.isin(looked_at, rows[: max(FEWEST, len(rows) // 2)])
     for share in HAS_IT:
@@ -125,7 +125,8 @@ def carried(
     both, new = np.concatenate([inputs, others]), len(inputs) + np.arange(len(others))
     # Several of the others may have it, so none is a neighbour.
     looked_at = np.concatenate([rows, new])
-    difference, _ = _apart(_flat(both, *_scale(both)), looked_at, looked_at)
+    flat, *_ = _scaled(both)
+    difference, _ = _apart(flat, looked_at, looked_at)
     share = _share(difference, np.arange(len(looked_at)) < len(rows))
     return share[len(rows) :] >= HAS_IT[-1]
 
@@ -145,23 +146,18 @@ def _apart(
     return flat[looked_at] - reference, reference
 
 
-def _flat(
+def _scaled(
     inputs: Num[np.ndarray, "n *shape"],
-    centre: Float[np.ndarray, " d"],
-    unit: Float[np.ndarray, " d"],
-) -> Float32[np.ndarray, "n d"]:
-    return ((inputs.reshape(len(inputs), -1) - centre) / unit).astype(np.float32)
-
-
-def _scale(
-    inputs: Num[np.ndarray, "n *shape"],
-) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    """What differences are measured from and in: grey levels of images; of numbers the mean and the
-    deviation of each, so that one that never changes counts for nothing."""
+) -> tuple[Float32[np.ndarray, "n d"], Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """Inputs as differences are measured, and from and in what: grey levels of images; of numbers
+    the mean and the deviation of each, so that one that never changes counts for nothing."""
+    flat = inputs.reshape(len(inputs), -1)
     if inputs.dtype == np.uint8:
-        return np.zeros(inputs[0].size, np.float32), np.ones(inputs[0].size, np.float32)
-    scaler = StandardScaler().fit(inputs.reshape(len(inputs), -1).astype(np.float64))
-    return np.asarray(scaler.mean_), np.asarray(scaler.scale_)
+        ones = np.ones(flat.shape[1], np.float32)
+        return flat.astype(np.float32), 0 * ones, ones
+    scaler = StandardScaler().fit(flat.astype(np.float64))
+    centre, unit = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
+    return ((flat - centre) / unit).astype(np.float32), centre, unit
 
 
 def _nearest(

@@ -201,7 +201,7 @@ def _judge(run: Run, experiment: Experiment) -> None:
     """Write the verdicts into scores.parquet and audit.json; the ranks then follow them."""
     columns, audit = read_scores(run), run.read_audit()
     sets = (audit["hidden_sets"], audit["look_alikes"], audit["strangers"])
-    contradicted = _contradicted(experiment, columns["out_of_bag"])
+    contradicted = (columns["out_of_bag"] < 0) & experiment.gives_margins
     trial = judging.trial(experiment, columns["flagged"], contradicted, *sets)
     planned = judging.planned(run, experiment, trial)
     make_planned(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
@@ -212,13 +212,6 @@ def _judge(run: Run, experiment: Experiment) -> None:
     summary = judging.described(experiment, planned, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
     say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['suspects']:,} suspects")
-
-
-def _contradicted(
-    experiment: Experiment, out_of_bag: Float[np.ndarray, " n"]
-) -> Bool[np.ndarray, " n"]:
-    """Examples whose label models that did not see them contradict; only a margin tells."""
-    return (out_of_bag < 0) & (experiment.config.sweep.output == "margin")
 
 
 def _rank_judged(
@@ -240,8 +233,7 @@ def _rank_judged(
         return suspect_judged(scores, verdicts.support, outputs, alike, strange)
 
     unknown = np.full_like(examples.margin, np.nan)
-    comparable = experiment.config.sweep.output == "margin"
-    judged = ranked(examples.margin if comparable else unknown, verdicts.confirmed)
+    judged = ranked(examples.margin if experiment.gives_margins else unknown, verdicts.confirmed)
     if experiment.protocol == "incident":
         of_sets = ranked(unknown, np.zeros_like(verdicts.confirmed))
         return judged._replace(blind=of_sets.blind)
@@ -294,7 +286,7 @@ def trace_stage(
         "removed": experiment.train.ids[found.removed].tolist(),
         "seeds": audit.seeds,
     } | removal.described(found)
-    if experiment.config.sweep.output == "margin":
+    if experiment.gives_margins:
         rows = tracing.rows_of(model.weights, chosen)
         kept = model.intercept[chosen] + rows.sum(1)
         foretold = removal.predicted(kept, rows[:, order], to_end, found.most)

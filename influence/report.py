@@ -77,7 +77,7 @@ def write_report(
         manifest_text=_short_manifest(run),
         metrics=metrics,
         protocol=metrics["protocol"],
-        unit="logits" if experiment.config.sweep.output == "margin" else "output units",
+        unit="logits" if experiment.gives_margins else "output units",
         members=metrics["fit"]["members"],
         caveats=caveats(metrics),
         examples=examples,
