@@ -58,7 +58,7 @@ def sets_of(folder: Path) -> Seen:
     features, planted, probability = [], [], []
     for one in audit["verdict"]["sets"]:
         in_it = np.isin(scores["id"], one["examples"])
-        seen = one["transfer"][0], one["sameness"], one["contradicted"]
+        seen = one["transfer"][0], one["sameness"], one["disputed"]
         features.append(calibration.set_features(*seen))
         probability.append(calibration.of_set(*seen))
         planted.append(max((scores["planted"][in_it] == name).mean() for name in TRIGGERS) > 0.5)

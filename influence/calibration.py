@@ -24,21 +24,21 @@ def of_example(margin: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return expit(EXAMPLE[0] + EXAMPLE[1] * margin)
 
 
-def set_features(transfer: float, sameness: float, contradicted: float) -> Float[np.ndarray, "3"]:
+def set_features(transfer: float, sameness: float, disputed: float) -> Float[np.ndarray, "3"]:
     """What the probability of a set goes by.
 
     Args:
         transfer: what its pattern does, a share; its log-odds count.
         sameness: how equal the pattern is in all of its examples, from 0 to 1; its log-odds, which
             are the log ratio of signal to noise, count.
-        contradicted: the share of its examples that models which did not see them contradict. Those
+        disputed: the share of its examples that models which did not see them contradict. Those
             of a cleanly labelled attack are not.
     """
     shares = np.clip(np.array([transfer, sameness]), SURE, 1 - SURE)
-    return np.append(np.log(shares / (1 - shares)), contradicted)
+    return np.append(np.log(shares / (1 - shares)), disputed)
 
 
-def of_set(transfer: float, sameness: float, contradicted: float) -> float:
+def of_set(transfer: float, sameness: float, disputed: float) -> float:
     """From the same."""
     slopes = np.array(SET[1:])
-    return float(expit(SET[0] + slopes @ set_features(transfer, sameness, contradicted)))
+    return float(expit(SET[0] + slopes @ set_features(transfer, sameness, disputed)))

@@ -48,7 +48,7 @@ class Trial(NamedTuple):
 def trial(
     experiment: Experiment,
     flagged: Bool[np.ndarray, " n"],
-    contradicted: Bool[np.ndarray, " n"],
+    disputed: Bool[np.ndarray, " n"],
     hidden: Sequence[dict[str, Any]] | None,
     similar: Sequence[dict[str, Any]] | None,
     strangers: Sequence[dict[str, Any]] | None,
@@ -58,7 +58,7 @@ def trial(
     Args:
         experiment: of the run.
         flagged: of scores.parquet.
-        contradicted: training examples whose label models of the bank that did not see them
+        disputed: training examples whose label models of the bank that did not see them
             contradict.
         hidden: the `hidden_sets` of audit.json. Texts have nothing that can be put on others: so
             their sets are not looked at, only each flagged example.
@@ -80,8 +80,8 @@ def trial(
     classes = [commonest(labels[rows]) for rows in sets]
     sameness = tuple(one.sameness for one in patterns[: len(sets)])
     suspects = suspects_of(flagged, sets, rows_of(strangers))
-    against = tuple(float(contradicted[rows].mean()) for rows in sets)
-    found = Candidates(suspects, tuple(sets), tuple(random), sameness, against)
+    disputed_shares = tuple(float(disputed[rows].mean()) for rows in sets)
+    found = Candidates(suspects, tuple(sets), tuple(random), sameness, disputed_shares)
     return Trial(
         found,
         cells_of(labels, found, audit.seeds, audit.seed),
@@ -165,7 +165,7 @@ def described(experiment: Experiment, plan: Planned, found: Verdicts) -> dict[st
                 "transfer": one.transfer,
                 "random_transfer": one.random_transfer,
                 "sameness": one.sameness,
-                "contradicted": one.contradicted,
+                "disputed": one.disputed,
                 "p": one.p,
                 "probability": one.probability,
                 "confirmed": one.confirmed,

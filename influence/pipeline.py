@@ -201,8 +201,8 @@ def _judge(run: Run, experiment: Experiment) -> None:
     """Write the verdicts into scores.parquet and audit.json; the ranks then follow them."""
     columns, audit = read_scores(run), run.read_audit()
     sets = (audit["hidden_sets"], audit["look_alikes"], audit["strangers"])
-    contradicted = (columns["out_of_bag"] < 0) & experiment.gives_margins
-    trial = judging.trial(experiment, columns["flagged"], contradicted, *sets)
+    disputed = (columns["out_of_bag"] < 0) & experiment.gives_margins
+    trial = judging.trial(experiment, columns["flagged"], disputed, *sets)
     planned = judging.planned(run, experiment, trial)
     make_planned(run, experiment, planned, judging.task(experiment, trial), "Judge by retraining")
     verdicts = judging.measure(planned, trial)

@@ -58,7 +58,7 @@ class Candidates(NamedTuple):
     """For each set as many random examples of the same labels."""
     sameness: tuple[float, ...]
     """How equal what each set has in common is in all of its examples (`pattern`)."""
-    contradicted: tuple[float, ...]
+    disputed: tuple[float, ...]
     """Share of the examples of each set that models of the bank which did not see them contradict:
     so they do those of a trigger with wrong labels, although they saw half of the others."""
 
@@ -89,12 +89,12 @@ class SetVerdict(NamedTuple):
     """The same of random examples of the same labels."""
     sameness: float
     """How equal the pattern is in all of its examples, from 0 to 1."""
-    contradicted: float
+    disputed: float
     """Share of its examples that models of the bank which did not see them contradict."""
     p: float
     """Of a transfer no larger than that of random examples, over all sets (Holm)."""
     probability: float
-    """That it is planted, by its transfer, its sameness and how much of it is contradicted."""
+    """That it is planted, by its transfer, its sameness and how much of it is disputed."""
     loss: Float[np.ndarray, " k"]
     """How much the margin of each of its examples is lower in models that did not see the set."""
 
@@ -221,7 +221,7 @@ def judge(candidates: Candidates, cells: Cells, margins: Margins) -> Verdicts:
         _judge_set(
             rows,
             candidates.sameness[at],
-            candidates.contradicted[at],
+            candidates.disputed[at],
             train[0][:, rows] - train[first + at][:, rows],
             _given(margins.with_pattern[at], count, first + at),
             _given(margins.with_random_pattern[at], count, first + len(candidates.sets) + at),
@@ -272,7 +272,7 @@ def _given(margins: Float[np.ndarray, "m t"], cells: int, without: int) -> Float
 def _judge_set(
     rows: Int[np.ndarray, " k"],
     sameness: float,
-    contradicted: float,
+    disputed: float,
     loss: Float[np.ndarray, "s k"],
     given: Float[np.ndarray, "2 s"],
     random: Float[np.ndarray, "2 s"],
@@ -285,9 +285,9 @@ def _judge_set(
         interval(transfer),
         interval(random_transfer),
         sameness,
-        contradicted,
+        disputed,
         _p_value(transfer - random_transfer),
-        calibration.of_set(float(np.nanmean(transfer)), sameness, contradicted),
+        calibration.of_set(float(np.nanmean(transfer)), sameness, disputed),
         np.nanmean(loss, 0),
     )
 

@@ -112,9 +112,9 @@ def test_a_pattern_that_transfers_to_some_is_confirmed_only_if_it_is_equal_in_al
     assert judge(found, cells, margins).sets[0].confirmed
     varying = found._replace(sameness=(0.7,))
     assert not judge(varying, cells, margins).sets[0].confirmed
-    # Unless its examples are contradicted as well.
-    contradicted = found._replace(sameness=(0.85,), contradicted=(0.7,))
-    assert judge(contradicted, cells, margins).sets[0].confirmed
+    # Unless its examples are disputed as well.
+    disputed = found._replace(sameness=(0.85,), disputed=(0.7,))
+    assert judge(disputed, cells, margins).sets[0].confirmed
     assert not judge(found._replace(sameness=(0.85,)), cells, margins).sets[0].confirmed
 
 
