@@ -231,6 +231,7 @@ def save_scores(
     scores: Scores,
     suspicion: Suspicion,
     flagged: Bool[np.ndarray, " n"],
+    targets_reached: Int[np.ndarray, " n"],
     verdicts: Verdicts | None = None,
 ) -> None:
     """Write scores.parquet, with the truth about planted poison as a column of its own.
@@ -241,6 +242,7 @@ def save_scores(
         scores: of the bank.
         suspicion: the ranks of both protocols.
         flagged: what is suspicious by itself.
+        targets_reached: of every example (`recurring`).
         verdicts: what retraining showed; None before.
     """
     rank = suspicion.rank(experiment.protocol)
@@ -252,6 +254,7 @@ def save_scores(
         "label": np.asarray(experiment.train.examples.labels),
         "group": experiment.groups.of,
         **scores._asdict(),
+        "targets_reached": targets_reached,
         "rank_blind": suspicion.blind,
         **({} if suspicion.incident is None else {"rank_incident": suspicion.incident}),
         "suspicion": 1 - (rank - 1) / len(flagged),
@@ -323,3 +326,21 @@ def save_trace(
     write_table(run.traced, pa.table(table))
     with writing(run.trace):
         write_atomically(run.trace, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def read_trace(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What trace.json says, and the columns of trace.parquet; None where nothing was traced.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    if not run.trace.exists():
+        return None
+    try:
+        summary, table = json.loads(run.trace.read_bytes()), pq.read_table(run.traced)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"the trace in {run.path} is damaged ({reason(error)}); run again: "
+            f"accomplice trace {run.path} --targets ..."
+        ) from error
+    return summary, {name: table[name].to_numpy() for name in table.column_names}

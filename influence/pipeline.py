@@ -53,10 +53,12 @@ from influence.config import Config
 from influence.experiment import Experiment
 from influence.likeness import mean_of_alike
 from influence.progress import progress, say, working
+from influence.recurring import targets_reached
 from influence.regression import divide
 from influence.report import write_report
 from influence.run import Run
 from influence.sweeping import make_planned, prepare_for, sweep_stage
+from influence.terms_file import read_terms
 from influence.verdict import Verdicts
 from training.bank import Bank
 from training.errors import UserError
@@ -151,7 +153,8 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     # Texts have no pattern that sets could be judged by.
     with_sets = experiment.vocabulary > 0
     flagged = flag(scores, experiment.protocol, config.audit.budget, with_sets=with_sets)
-    save_scores(run, experiment, scores, suspicion, flagged)
+    reached = targets_reached(experiment, read_terms(run))
+    save_scores(run, experiment, scores, suspicion, flagged, reached)
     run.replace_audit(
         fit=run.read_audit()["fit"],
         protocol=experiment.protocol,
@@ -208,7 +211,8 @@ def _judge(run: Run, experiment: Experiment) -> None:
     verdicts = judging.measure(planned, trial)
     scores = Scores(**{name: columns[name] for name in Scores._fields})
     suspicion = _rank_judged(experiment, scores, verdicts, audit["strangers"] or ())
-    save_scores(run, experiment, scores, suspicion, columns["flagged"], verdicts)
+    reached = targets_reached(experiment, read_terms(run))
+    save_scores(run, experiment, scores, suspicion, columns["flagged"], reached, verdicts)
     summary = judging.described(experiment, planned, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
     say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['suspects']:,} suspects")
@@ -294,7 +298,10 @@ def trace_stage(
         if foretold != 0:
             summary["predicted"] = foretold
     save_trace(run, experiment, traced, columns, summary)
-    return removal.said(summary)
+    shown = (
+        f"\nTo see it in the report: accomplice report {run.path}" if run.report.exists() else ""
+    )
+    return removal.said(summary) + shown
 
 
 def clean_stage(run: Run, experiment: Experiment, out: Path) -> str:

@@ -17,10 +17,12 @@ from influence.example_table import ExampleTable, example_table
 from influence.experiment import Experiment
 from influence.looks import ACROSS, DOWN, PER_SHEET, Looks, looks_of, png
 from influence.quality import Quality
+from influence.recurring import recurring
 from influence.run import Run
 from influence.target_parts import target_parts
-from influence.term_parts import SIZE, term_parts
+from influence.term_parts import SIZE, recurring_parts, term_parts
 from influence.terms_file import TermRow, read_terms
+from influence.trace_part import trace_part
 from training.files import write_atomically, writing
 
 FIRST_ROWS = 25
@@ -29,6 +31,8 @@ SHOWN_OF_SET = 12
 """Examples of a set of hidden support."""
 SHOWN_COPIES = 30
 """Of targets among the training examples; all are in audit.json."""
+SHOWN_RECURRING = 10
+"""Sets that act on several targets: those on most of them."""
 SHOWN_GROUPS = 2
 """Of a set's groups, unless it is opened."""
 GREY = 128
@@ -69,7 +73,9 @@ def write_report(
     }
     clean, looks = experiment.targets.clean, looks_of(experiment)
     terms = [row for row in read_terms(run) if row.status != "undecided"]
-    shown_terms = term_parts(experiment, looks, terms)
+    recurs = recurring(terms)[:SHOWN_RECURRING]
+    shown_terms = term_parts(experiment, looks, terms, recurs)
+    targets = target_parts(experiment, looks, model, change, shown_terms)
     examples = example_table(experiment, scores, looks, bool(experiment.attacks))
     page = environment.get_template("report.html.j2").render(
         config=experiment.config,
@@ -77,6 +83,8 @@ def write_report(
         manifest_text=_short_manifest(run),
         metrics=metrics,
         protocol=metrics["protocol"],
+        incident_count=experiment.targets.incident.stop - experiment.targets.incident.start,
+        planted=_planted(experiment, metrics["detection"]),
         unit="logits" if experiment.gives_margins else "output units",
         members=metrics["fit"]["members"],
         caveats=caveats(metrics),
@@ -96,10 +104,14 @@ def write_report(
         over_groups=masks_groups(experiment),
         groups=0 if experiment.groups.is_single else len(experiment.groups.names),
         quality_plot=_quality_plot(model.quality, clean, metrics),
-        targets=target_parts(experiment, looks, model, change, shown_terms),
+        targets=targets,
+        shown_targets={part.id for part in targets},
+        trace=trace_part(run, experiment, looks),
         graph_size=SIZE,
         shown_groups=SHOWN_GROUPS,
         terms=shown_terms,
+        term_rows=terms,
+        recurring=recurring_parts(recurs, shown_terms),
         joint_plot=_joint_plot(terms),
         change_plot=plots.counterfactual(change, clean.stop - clean.start),
         inspection_plot=_inspection_plot(experiment, metrics, scores),
@@ -117,6 +129,19 @@ def _for_script(examples: ExampleTable) -> dict[str, Any]:
         "across": ACROSS,
         "perSheet": PER_SHEET,
     }
+
+
+def _planted(experiment: Experiment, detection: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was planted in the training data, and whether it failed to lead the model astray."""
+    failed = {one["attack"] for one in detection.values() if not one["attack_worked"]}
+    return [
+        {
+            "name": attack.name.replace("_", " "),
+            "count": len(attack.positions),
+            "failed": attack.name in failed,
+        }
+        for attack in experiment.attacks
+    ]
 
 
 def _quality_plot(quality: Quality, clean: slice, metrics: dict[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from influence.experiment import Experiment
 from influence.levels import Level, levels, name_of
 from influence.looks import Looks
+from influence.recurring import Recurring, other_targets
 from influence.terms_file import TermRow
 
 SHOWN = 30
@@ -50,6 +51,16 @@ class TermPart(NamedTuple):
         return self.row.verified_effect, self.row.verified_low, self.row.verified_high
 
 
+class RecurringPart(NamedTuple):
+    """A set that acts on several targets in the same way."""
+
+    number: int
+    """Of the set of which most targets have the like, among those shown, from 1."""
+    term: TermPart
+    """That set."""
+    targets: tuple[str, ...]
+
+
 class Node(NamedTuple):
     """A group in a graph."""
 
@@ -74,23 +85,47 @@ class Graph(NamedTuple):
     shapes: list[Shape]
 
 
-def term_parts(experiment: Experiment, looks: Looks, rows: Sequence[TermRow]) -> list[TermPart]:
-    """The surest terms of every level, the finest level first.
+def term_parts(
+    experiment: Experiment,
+    looks: Looks,
+    rows: Sequence[TermRow],
+    found: Sequence[Recurring],
+) -> list[TermPart]:
+    """The surest terms of every level and those that recur, the finest level first.
 
     Args:
         experiment: of the run.
         looks: of which the first are the training examples.
         rows: the terms, by level the surest first.
+        found: those of them that act on several targets.
     """
+    cores = {one.core for one in found}
+    parts = []
+    for level in reversed(levels(experiment)):
+        own = [row for row in rows if row.level == level.name]
+        parts += [
+            TermPart(
+                row,
+                [_group(experiment, looks, level, group) for group in row.groups],
+                curve(row),
+                other_targets(row, rows),
+            )
+            for at, row in enumerate(own)
+            if at < SHOWN or row in cores
+        ]
+    return parts
+
+
+def recurring_parts(found: Sequence[Recurring], shown: Sequence[TermPart]) -> list[RecurringPart]:
+    """The sets that act on several targets.
+
+    Args:
+        found: what there is to show of them.
+        shown: by `term_parts`.
+    """
+    number = {part.row: at for at, part in enumerate(shown)}
     return [
-        TermPart(
-            row,
-            [_group(experiment, looks, level, group) for group in row.groups],
-            curve(row),
-            alike(row, rows),
-        )
-        for level in reversed(levels(experiment))
-        for row in [row for row in rows if row.level == level.name][:SHOWN]
+        RecurringPart(number[core] + 1, shown[number[core]], targets) for core, targets in found
     ]
 
 
@@ -100,20 +135,6 @@ def _group(experiment: Experiment, looks: Looks, level: Level, group: int) -> Gr
     return GroupPart(
         name_of(experiment, level, group), [(int(ids[row]), looks.picture(row)) for row in rows]
     )
-
-
-def alike(row: TermRow, rows: Sequence[TermRow]) -> list[str]:
-    """Other targets with a set of its kind that pushes them the same way, half of it the same."""
-    found = {
-        other.target: None
-        for other in rows
-        if other.level == row.level
-        and other.target != row.target
-        and other.kind == row.kind
-        and (other.group_effect > 0) == (row.group_effect > 0)
-        and 2 * len(set(other.groups) & set(row.groups)) >= max(other.order, row.order)
-    }
-    return list(found)
 
 
 def curve(row: TermRow) -> str:

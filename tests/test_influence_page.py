@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -22,7 +21,6 @@ from influence.config import read_config
 from influence.experiment import prepare
 from influence.looks import Looks, looks_of
 from influence.run import Run
-from influence.term_parts import alike
 from influence.terms_file import TermRow, save_terms
 from training.examples import Examples
 
@@ -70,7 +68,8 @@ def opened(chromium):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A smoke run, with sets that so few members do not show."""
+    """A smoke run whose first bad prediction was traced, with sets that so few members do not
+    show."""
     run = tmp_path_factory.mktemp("page") / "run"
     assert main(["run", SMOKE, "--out", str(run)]) == 0
     targets = prepare(read_config(run / "config.toml")).targets
@@ -81,7 +80,9 @@ def run(tmp_path_factory):
         pair, groups=(1, 3, 5), order=3, kind="synergy", response=(0.0, 0.0, 0.5, 6.0),
         verified_effect=-1.0, verified_low=-2.0, verified_high=0.5, status="failed",
     )  # fmt: skip
-    save_terms(Run(run), [pair, all_of_three])
+    other = dataclasses.replace(pair, target=targets.ids[targets.clean.start])
+    save_terms(Run(run), [pair, all_of_three, other])
+    assert main(["trace", str(run), "--targets", target]) == 0
     assert main(["report", str(run)]) == 0
     return run
 
@@ -159,6 +160,53 @@ def test_targets_and_sets_open_by_click_key_and_link(opened, run):
     assert page.locator("details.target[open]").count() == 0
     opened_set.locator("summary a").click()
     assert page.locator("details.target[open] svg.graph").is_visible()
+
+
+def test_a_set_that_acts_on_several_targets_is_shown_once_with_all_of_them(opened, run):
+    page = opened(run)
+    targets = prepare(read_config(run / "config.toml")).targets
+    pushed = [targets.ids[targets.incident.start], targets.ids[targets.clean.start]]
+    assert page.locator("#recurring tr").count() == 2
+    row = page.locator("#recurring tr").nth(1)
+    assert row.inner_text().endswith("raises them\t2: " + ", ".join(pushed))
+    row.locator("a").click()
+    page.locator("#set-1 h4").first.wait_for()
+    assert page.locator("#set-1").get_attribute("open") is not None
+
+
+def test_the_last_trace_is_shown_with_what_retraining_said(opened, run, tmp_path, capsys):
+    page = opened(run)
+    traced, columns = (
+        json.loads((run / "trace.json").read_text()),
+        pq.read_table(run / "trace.parquet"),
+    )
+    page.locator(".card a", has_text="the trace").click()
+    part = page.locator("h2#trace ~ ul").first
+    (target,) = traced["targets"]
+    assert part.locator("img.example").count() == 1
+    part.locator("a", has_text=target).click()
+    opened_target = page.locator("details.target[open]")
+    opened_target.wait_for()
+    assert opened_target.locator("summary b").inner_text() == target
+    shown = page.locator("#traced td").all_inner_texts()
+    assert shown[0] == "predictions that are bad"
+    for cell, text in zip(("before", "after", "after_random"), shown[1:4], strict=True):
+        assert text.startswith(f"{100 * traced['bad'][cell][0]:.1f}\u00a0%")
+    first = columns.sort_by("rank")["id"].to_pylist()[:12]
+    listed = page.locator("h2#trace ~ ol").first.locator("li").all_inner_texts()
+    assert [int(re.findall(r"\d+", text)[0]) for text in listed] == first
+    assert sum("removed" in text for text in listed) == min(12, len(traced["removed"]))
+    changed = shutil.copytree(run, tmp_path / "run")
+    (changed / "trace.json").write_text(json.dumps(traced | {"targets": ["clean:99999"]}))
+    assert main(["report", str(changed)]) == 0
+    assert opened(changed).locator("#trace").count() == 0
+    (changed / "trace.json").write_text("{")
+    assert main(["report", str(changed)]) == 2
+    assert "the trace in" in capsys.readouterr().err
+    assert main(["trace", str(changed), "--targets", target]) == 0
+    assert f"See it in the report: accomplice report {changed}" in capsys.readouterr().out
+    assert main(["report", str(changed)]) == 0
+    assert opened(changed).locator("#trace").count() == 1
 
 
 def test_pictures_of_the_table_are_those_of_the_examples(opened, run):
@@ -276,19 +324,6 @@ def test_sheets_end_before_the_page_grows_too_large(monkeypatch):
     assert len(whole) == 3
     monkeypatch.setattr(looks, "MOST_BYTES", len(whole[0]) + len(whole[1]) + 10)
     assert shown.sheets(np.arange(1100)) == whole[:2]
-
-
-def test_sets_alike_are_of_other_targets_and_push_the_same_way():
-    one = TermRow("clusters", "clean:1", (1, 2, 3), 3, "redundancy", 1, -2.0, -3.0, -1.0, 4.0,
-                  (0.0, 4.0, 4.0, 4.0), 0.01)  # fmt: skip
-    of = partial(dataclasses.replace, one)
-    others = [
-        of(target="clean:2"), of(target="clean:2", groups=(1, 2, 4)),
-        of(target="clean:3", groups=(1, 4), order=2), of(target="clean:4", group_effect=-4.0),
-        of(target="clean:5", kind="synergy"), of(target="clean:6", level="refined_1"),
-        of(target="clean:7", groups=(2, 3), order=2), of(groups=(1, 2), order=2),
-    ]  # fmt: skip
-    assert alike(one, [one, *others]) == ["clean:2", "clean:7"]
 
 
 def test_large_pictures_are_made_smaller_in_their_own_proportions():
