@@ -72,9 +72,7 @@ def trial(
         return [positions_of(train.ids.tolist(), one["examples"]) for one in found or ()]
 
     sets = [] if experiment.vocabulary else _with_patterns(inputs, labels, rows_of(hidden))
-    for rows in rows_of(similar):
-        if not any(alike(rows, other) for other in sets):
-            sets.append(rows)
+    sets = _of_one_pattern(inputs, [*sets, *rows_of(similar)])
     random = random_sets(labels, sets, audit.seed)
     patterns = [pattern.common(inputs, rows) for rows in (*sets, *random)]
     classes = [commonest(labels[rows]) for rows in sets]
@@ -99,6 +97,22 @@ def _with_patterns(
             if all(2 * np.isin(own, o).sum() <= min(len(own), len(o)) for o in found):
                 found.append(own)
     return found
+
+
+def _of_one_pattern(
+    inputs: np.ndarray, sets: Sequence[Int[np.ndarray, " _"]]
+) -> list[Int[np.ndarray, " _"]]:
+    """Of sets that are mostly the same the one in which most examples have the pattern.
+
+    That is about its size times its sameness, which falls by the share of its examples that lack
+    the pattern, and where others that have it are left out and stand among its neighbours.
+    """
+    having = np.array([len(rows) * pattern.common(inputs, rows).sameness for rows in sets])
+    kept: list[int] = []
+    for at in np.argsort(-having, kind="stable").tolist():
+        if not any(alike(sets[at], sets[other]) for other in kept):
+            kept.append(at)
+    return [sets[at] for at in sorted(kept)]
 
 
 def _put(experiment: Experiment, found: pattern.Pattern, label: int) -> Examples:
