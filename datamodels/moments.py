@@ -327,9 +327,15 @@ def step_size(gram: Float[np.ndarray, "g g"] | DeviceFactored) -> float:
 def _operator(gram: Float[np.ndarray, "g g"] | DeviceFactored, groups: int) -> Any:
     if not isinstance(gram, DeviceFactored):
         return gram
-    times = jax.jit(lambda column: gram @ column)
 
     def product(column: np.ndarray) -> np.ndarray:
-        return np.asarray(times(jnp.asarray(column.reshape(-1, 1), jnp.float32)))
+        return np.asarray(_times(gram, jnp.asarray(column.reshape(-1, 1), jnp.float32)))
 
     return LinearOperator((groups, groups), product, dtype=np.float64)  # pyright: ignore
+
+
+@jax.jit
+def _times(gram: DeviceFactored, column: Float[Array, "g 1"]) -> Float[Array, "g 1"]:
+    # The masks are an argument: within a closure they would be constants, compiled and kept anew
+    # for every part of the rows.
+    return gram @ column

@@ -41,7 +41,8 @@ BACKED = 1 / 3
 some are backed by the others. Of natural kinds, whose rare examples any model without them
 contradicts, fewer are flagged."""
 EXCESS = 3.0
-"""Times the flagged share of all examples that it must be as well."""
+"""Times the flagged share of all examples that it must be as well; and that of a cluster among other
+labels must be, as there are kinds of examples that stand among those of another class."""
 LEAST_UNIT = 1.0
 """Logits that margins are measured in at the least: of a model that hardly knows the clean targets,
 whose median margin may be 0 or below, a margin near 0 says nothing."""
@@ -160,12 +161,12 @@ def suspects_of(
     sets: Sequence[Int[np.ndarray, " _"]],
     strangers: Sequence[Int[np.ndarray, " _"]] = (),
 ) -> Bool[np.ndarray, " n"]:
-    """The flagged, sets of which many are, and all that stand among other labels."""
-    suspects, least = flagged.copy(), max(BACKED, EXCESS * flagged.mean())
+    """The flagged, sets of which many are, and clusters among other labels of which some are."""
+    suspects, least = flagged.copy(), EXCESS * flagged.mean()
     for rows in sets:
-        suspects[rows] |= flagged[rows].mean() >= least
+        suspects[rows] |= flagged[rows].mean() >= max(BACKED, least)
     for rows in strangers:
-        suspects[rows] = True
+        suspects[rows] |= flagged[rows].mean() >= least
     return suspects
 
 

@@ -55,6 +55,13 @@ def test_sets_of_which_many_are_flagged_are_suspect_as_a_whole():
     assert (verdict.suspects_of(flagged, [np.arange(11, 13)]) == flagged).all()
 
 
+def test_a_cluster_among_other_labels_is_suspect_only_if_more_of_it_is_flagged_than_of_all():
+    flagged = np.isin(np.arange(100), [0, 1, 10, 20])
+    mistaken, kind = np.arange(8), np.arange(10, 40)
+    found = verdict.suspects_of(flagged, [], [mistaken, kind])
+    assert np.flatnonzero(found).tolist() == [*range(8), 10, 20]
+
+
 def test_a_set_that_is_no_suspect_is_judged_as_a_set_alone():
     labels = np.arange(90) % 3
     sets = (np.arange(30, 36), np.arange(40, 46))
