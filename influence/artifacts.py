@@ -325,11 +325,18 @@ def save_trace(
     }
     write_table(run.traced, pa.table(table))
     with writing(run.trace):
-        write_atomically(run.trace, (json.dumps(summary, indent=1) + "\n").encode())
+        text = json.dumps(summary | {"fit": _fit_digest(run)}, indent=1)
+        write_atomically(run.trace, (text + "\n").encode())
+
+
+def _fit_digest(run: Run) -> str:
+    return hashlib.sha256(run.datamodel.read_bytes()).hexdigest()
 
 
 def read_trace(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """What trace.json says, and the columns of trace.parquet; None where nothing was traced.
+    """What trace.json says, and the columns of trace.parquet.
+
+    None where nothing was traced since the run was fitted.
 
     Raises:
         UserError: a file is damaged.
@@ -337,8 +344,11 @@ def read_trace(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     if not run.trace.exists():
         return None
     try:
-        summary, table = json.loads(run.trace.read_bytes()), pq.read_table(run.traced)
-    except (OSError, ValueError, pa.ArrowException) as error:
+        summary = json.loads(run.trace.read_bytes())
+        if summary.get("fit") != _fit_digest(run):
+            return None
+        table = pq.read_table(run.traced)
+    except (OSError, ValueError, AttributeError, pa.ArrowException) as error:
         raise UserError(
             f"the trace in {run.path} is damaged ({reason(error)}); run again: "
             f"accomplice trace {run.path} --targets ..."

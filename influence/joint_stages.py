@@ -11,6 +11,7 @@ from influence.arms import read_arms
 from influence.artifacts import load_datamodel
 from influence.experiment import Experiment
 from influence.progress import say, working
+from influence.recurring import update_scores
 from influence.regression import divide
 from influence.run import Run
 from influence.sweeping import make_planned, sweep_stage
@@ -81,7 +82,9 @@ def verify_joint_stage(run: Run, experiment: Experiment) -> None:
         make_planned(run, experiment, planned, task, f"Verify joint effects: {level.name}")
         measured = joint_verification.measure(run, experiment, level, chosen)
         by_level[level.name] = [*measured, *own[len(chosen) :]]
-        save_terms(run, [row for rows in by_level.values() for row in rows])
+        rows = [row for rows in by_level.values() for row in rows]
+        save_terms(run, rows)
+        update_scores(run, experiment, rows)
         for row in measured:
             say(joint_verification.line(experiment, level, row))
         verified += measured
@@ -139,8 +142,10 @@ def refine_stage(
     run, experiment, bank = sweep_stage(experiment, run.path)
     finest, config = levels.levels(experiment)[-1], experiment.config
     chosen = joint.choose_targets(experiment.targets, additive, config.fit.joint_targets)
-    summary, rows = _fit_level(run, experiment, bank, finest, chosen)
-    save_terms(run, [*rows, *(row for row in read_terms(run) if row.level != finest.name)])
+    summary, own = _fit_level(run, experiment, bank, finest, chosen)
+    rows = [*own, *(row for row in read_terms(run) if row.level != finest.name)]
+    save_terms(run, rows)
+    update_scores(run, experiment, rows)
     metrics = run.read_audit()
     metrics["fit"]["joint"] = fitted | {"levels": fitted["levels"] | {finest.name: summary}}
     run.replace_audit(**metrics)

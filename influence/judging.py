@@ -72,17 +72,18 @@ def trial(
         return [positions_of(train.ids.tolist(), one["examples"]) for one in found or ()]
 
     sets = [] if experiment.vocabulary else _with_patterns(inputs, labels, rows_of(hidden))
-    sets = _of_one_pattern(inputs, [*sets, *rows_of(similar)])
+    found = _of_one_pattern(inputs, [*sets, *rows_of(similar)])
+    sets, own = [rows for rows, _ in found], [one for _, one in found]
     random = random_sets(labels, sets, audit.seed)
-    patterns = [pattern.common(inputs, rows) for rows in (*sets, *random)]
+    patterns = [*own, *(pattern.common(inputs, rows) for rows in random)]
     classes = [commonest(labels[rows]) for rows in sets]
-    sameness = tuple(one.sameness for one in patterns[: len(sets)])
+    sameness = tuple(one.sameness for one in own)
     suspects = suspects_of(flagged, sets, rows_of(strangers))
     disputed_shares = tuple(float(disputed[rows].mean()) for rows in sets)
-    found = Candidates(suspects, tuple(sets), tuple(random), sameness, disputed_shares)
+    candidates = Candidates(suspects, tuple(sets), tuple(random), sameness, disputed_shares)
     return Trial(
-        found,
-        cells_of(labels, found, audit.seeds, audit.seed),
+        candidates,
+        cells_of(labels, candidates, audit.seeds, audit.seed),
         tuple(_put(experiment, *pair) for pair in zip(patterns, 2 * classes, strict=True)),
     )
 
@@ -101,18 +102,19 @@ def _with_patterns(
 
 def _of_one_pattern(
     inputs: np.ndarray, sets: Sequence[Int[np.ndarray, " _"]]
-) -> list[Int[np.ndarray, " _"]]:
-    """Of sets that are mostly the same the one in which most examples have the pattern.
+) -> list[tuple[Int[np.ndarray, " _"], pattern.Pattern]]:
+    """Of sets that are mostly the same the one in which most examples have the pattern, with it.
 
     That is about its size times its sameness, which falls by the share of its examples that lack
     the pattern, and where others that have it are left out and stand among its neighbours.
     """
-    having = np.array([len(rows) * pattern.common(inputs, rows).sameness for rows in sets])
+    patterns = [pattern.common(inputs, rows) for rows in sets]
+    having = [len(rows) * one.sameness for rows, one in zip(sets, patterns, strict=True)]
     kept: list[int] = []
-    for at in np.argsort(-having, kind="stable").tolist():
+    for at in np.argsort(-np.array(having), kind="stable").tolist():
         if not any(alike(sets[at], sets[other]) for other in kept):
             kept.append(at)
-    return [sets[at] for at in sorted(kept)]
+    return [(sets[at], patterns[at]) for at in sorted(kept)]
 
 
 def _put(experiment: Experiment, found: pattern.Pattern, label: int) -> Examples:

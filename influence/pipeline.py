@@ -63,6 +63,10 @@ from influence.verdict import Verdicts
 from training.bank import Bank
 from training.errors import UserError
 
+AUDIT_VERSION = 1
+"""Of what an audit leaves for the stages after it, in audit.json and scores.parquet; to be raised
+where they come to need more, or other things by the same names."""
+
 
 def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
     """Everything, from examples to the report; members made before are not made again.
@@ -157,6 +161,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     save_scores(run, experiment, scores, suspicion, flagged, reached)
     run.replace_audit(
         fit=run.read_audit()["fit"],
+        version=AUDIT_VERSION,
         protocol=experiment.protocol,
         flagged=int(flagged.sum()),
         examples=len(experiment.train),
@@ -177,14 +182,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     Raises:
         UserError: a run that was not audited; too many members that are not finite.
     """
-    run.require(run.scores, "audit")
-    audited = run.read_audit()
-    if "flagged" not in audited:
-        raise UserError(
-            f"the scores are older than the fit; run first: accomplice audit {run.path}"
-        )
-    if "strangers" not in audited:
-        raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
+    audited = _audited(run)
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
     make_planned(run, experiment, planned, verification.task(experiment), "Verify by retraining")
@@ -198,6 +196,21 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     run.replace_audit(**metrics)
     for caveat in caveats(run.read_audit()):
         say(f"Warning: {caveat}")
+
+
+def _audited(run: Run) -> dict[str, Any]:
+    """What audit.json holds of a run that was audited since it was fitted, by this version."""
+    run.require(run.scores, "audit")
+    audited = run.read_audit()
+    if "flagged" not in audited:
+        raise UserError(
+            f"the scores are older than the fit; run first: accomplice audit {run.path}"
+        )
+    if audited.get("version") != AUDIT_VERSION:
+        raise UserError(
+            f"the audit is of another version of Accomplice; run first: accomplice audit {run.path}"
+        )
+    return audited
 
 
 def _judge(run: Run, experiment: Experiment) -> None:
@@ -298,9 +311,7 @@ def trace_stage(
         if foretold != 0:
             summary["predicted"] = foretold
     save_trace(run, experiment, traced, columns, summary)
-    shown = (
-        f"\nTo see it in the report: accomplice report {run.path}" if run.report.exists() else ""
-    )
+    shown = f"\nSee it in the report: accomplice report {run.path}" if run.report.exists() else ""
     return removal.said(summary) + shown
 
 
@@ -310,8 +321,7 @@ def clean_stage(run: Run, experiment: Experiment, out: Path) -> str:
     Raises:
         UserError: nothing was judged yet; another ending than .parquet; what cannot be written.
     """
-    run.require(run.scores, "audit")
-    if "verdict" not in run.read_audit():
+    if "verdict" not in _audited(run):
         raise UserError(f"nothing is judged yet; run first: accomplice verify {run.path}")
     return write_cleaned(run, experiment, read_scores(run), out)
 
@@ -322,10 +332,8 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     Raises:
         UserError: a run that was not verified.
     """
-    metrics = run.read_audit()
+    metrics = _audited(run)
     if "verify" not in metrics or "verdict" not in metrics:
         raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
-    if "strangers" not in metrics:
-        raise UserError(f"the audit is of an older version; run first: accomplice audit {run.path}")
     found = verification.measure(run, experiment)
     write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)

@@ -1,6 +1,6 @@
 """Retraining without some examples, to see whether bad predictions still come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,37 +195,53 @@ def described(found: Search) -> dict[str, Any]:
     }
 
 
+def headline(summary: dict[str, Any]) -> str:
+    """What came of a trace, in a sentence.
+
+    Args:
+        summary: of trace.json.
+    """
+    bad, removed, smallest = summary["bad"], len(summary["removed"]), summary["smallest"]
+    what = "right" if summary["flip"] else "bad"
+    if smallest == 0:
+        return (
+            f"Trained on everything, {_percent(bad['before'])} of the predictions are {what}, "
+            f"fewer than half: there is nothing to {'flip' if summary['flip'] else 'end'}"
+        )
+    which = f"most of the {what} predictions"
+    if smallest is None:
+        return f"No removal of up to {summary['most']:,} groups ends {which}{_foretold(summary)}"
+    without = f"Without {removed:,} example{'s' if removed != 1 else ''}"
+    if smallest != removed:
+        without += f", {smallest:,} group{'s' if smallest != 1 else ''},"
+    if bad["after"][0] >= STILL_BAD:
+        end = "ended in the search, but not with fresh seeds: more have to go"
+        return f"{without} {which} {end}{_foretold(summary)}"
+    return f"{without} {which} end{_foretold(summary)}"
+
+
 def said(summary: dict[str, Any]) -> str:
     """What came of a trace, as a few lines.
 
     Args:
         summary: of trace.json.
     """
-    bad, removed, flip = summary["bad"], len(summary["removed"]), summary["flip"]
-    before, after, random = (
-        f"{100 * bad[cell][0]:.0f} %" for cell in ("before", "after", "after_random")
-    )
-    what = "right" if flip else "bad"
+    head, bad, removed = headline(summary), summary["bad"], summary["removed"]
     if summary["smallest"] == 0:
-        return (
-            f"Trained on everything, {before} of the predictions are {what}, fewer than half: "
-            f"there is nothing to {'flip' if flip else 'end'}. The ranking is in trace.parquet"
-        )
-    shown = ", ".join(map(str, summary["removed"][:SHOWN]))
-    more = f" and {removed - SHOWN:,} more" if removed > SHOWN else ""
-    which = f"most of the {what} predictions"
-    if summary["smallest"] is None:
-        head = f"No removal of up to {summary['most']:,} groups ends {which}"
-    else:
-        without = f"Without {removed:,} example{'s' if removed > 1 else ''} {which}"
-        head = f"{without} end"
-        if bad["after"][0] >= STILL_BAD:
-            head = f"{without} ended in the search, but not with fresh seeds: more have to go"
+        return f"{head}. The ranking is in trace.parquet"
+    shown = ", ".join(map(str, removed[:SHOWN]))
+    more = f" and {len(removed) - SHOWN:,} more" if len(removed) > SHOWN else ""
+    what = "right" if summary["flip"] else "bad"
     return (
-        f"{head}{_foretold(summary)}. With fresh seeds ({summary['seeds']}): {what} are {before} "
-        f"with all, {after} without these, {random} without as many random ones of the same labels"
-        f"\nThey are {shown}{more}; the ranking is in trace.parquet"
+        f"{head}. With fresh seeds ({summary['seeds']}): {what} are {_percent(bad['before'])} with "
+        f"all, {_percent(bad['after'])} without these, {_percent(bad['after_random'])} without as "
+        f"many random ones of the same labels\n"
+        f"They are {shown}{more}; the ranking is in trace.parquet"
     )
+
+
+def _percent(share: Sequence[float]) -> str:
+    return f"{100 * share[0]:.0f} %"
 
 
 def _foretold(summary: dict[str, Any]) -> str:

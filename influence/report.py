@@ -17,7 +17,7 @@ from influence.example_table import ExampleTable, example_table
 from influence.experiment import Experiment
 from influence.looks import ACROSS, DOWN, PER_SHEET, Looks, looks_of, png
 from influence.quality import Quality
-from influence.recurring import recurring
+from influence.recurring import recurring, standing
 from influence.run import Run
 from influence.target_parts import target_parts
 from influence.term_parts import SIZE, recurring_parts, term_parts
@@ -57,6 +57,61 @@ def write_report(
         model: the datamodels and effects.
         change: predicted and measured, of the clean and the incident targets.
     """
+    clean, looks = experiment.targets.clean, looks_of(experiment)
+    terms = [row for row in read_terms(run) if row.status != "undecided"]
+    recurs = recurring(terms)[:SHOWN_RECURRING]
+    shown_terms = term_parts(experiment, looks, terms, recurs)
+    targets = target_parts(experiment, looks, model, change, shown_terms)
+    examples = example_table(experiment, scores, looks, bool(experiment.attacks))
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            config=experiment.config,
+            config_text=run.config.read_text(encoding="utf-8"),
+            manifest_text=_short_manifest(run),
+            metrics=metrics,
+            protocol=metrics["protocol"],
+            incident_count=experiment.targets.incident.stop - experiment.targets.incident.start,
+            planted=_planted(experiment, metrics["detection"]),
+            unit="logits" if experiment.gives_margins else "output units",
+            members=metrics["fit"]["members"],
+            caveats=caveats(metrics),
+            examples=examples,
+            examples_data=_for_script(examples),
+            first_rows=FIRST_ROWS,
+            across=ACROSS,
+            down=DOWN,
+            per_sheet=PER_SHEET,
+            hidden_sets=_with_looks(experiment, looks, metrics["hidden_sets"]),
+            strangers=_strangers(experiment, looks, metrics["strangers"], scores),
+            verdict_sets=_with_patterns(experiment, looks, metrics["verdict"]["sets"]),
+            copies=_copies(experiment, looks, metrics["copies"]),
+            lowering=_lowering(experiment, looks, metrics["lowering"]["examples"]),
+            subpopulations=_subpopulations(experiment, looks, metrics["subpopulations"]),
+            has_pictures=looks.pictured,
+            over_groups=masks_groups(experiment),
+            groups=0 if experiment.groups.is_single else len(experiment.groups.names),
+            quality_plot=_quality_plot(model.quality, clean, metrics),
+            targets=targets,
+            shown_targets={part.id for part in targets},
+            trace=trace_part(run, experiment, looks),
+            graph_size=SIZE,
+            shown_groups=SHOWN_GROUPS,
+            terms=shown_terms,
+            together=_together(terms),
+            recurring=recurring_parts(recurs, shown_terms),
+            joint_plot=_joint_plot(terms),
+            change_plot=plots.counterfactual(change, clean.stop - clean.start),
+            inspection_plot=_inspection_plot(experiment, metrics, scores),
+        )
+    )
+    with writing(run.report):
+        write_atomically(run.report, page.encode())
+
+
+def templates() -> Environment:
+    """The parts of the page."""
     environment = Environment(
         loader=PackageLoader("influence", "page"),
         autoescape=True,
@@ -71,53 +126,7 @@ def write_report(
         "interval": formats.interval,
         "small": formats.small,
     }
-    clean, looks = experiment.targets.clean, looks_of(experiment)
-    terms = [row for row in read_terms(run) if row.status != "undecided"]
-    recurs = recurring(terms)[:SHOWN_RECURRING]
-    shown_terms = term_parts(experiment, looks, terms, recurs)
-    targets = target_parts(experiment, looks, model, change, shown_terms)
-    examples = example_table(experiment, scores, looks, bool(experiment.attacks))
-    page = environment.get_template("report.html.j2").render(
-        config=experiment.config,
-        config_text=run.config.read_text(encoding="utf-8"),
-        manifest_text=_short_manifest(run),
-        metrics=metrics,
-        protocol=metrics["protocol"],
-        incident_count=experiment.targets.incident.stop - experiment.targets.incident.start,
-        planted=_planted(experiment, metrics["detection"]),
-        unit="logits" if experiment.gives_margins else "output units",
-        members=metrics["fit"]["members"],
-        caveats=caveats(metrics),
-        examples=examples,
-        examples_data=_for_script(examples),
-        first_rows=FIRST_ROWS,
-        across=ACROSS,
-        down=DOWN,
-        per_sheet=PER_SHEET,
-        hidden_sets=_with_looks(experiment, looks, metrics["hidden_sets"]),
-        strangers=_strangers(experiment, looks, metrics["strangers"], scores),
-        verdict_sets=_with_patterns(experiment, looks, metrics["verdict"]["sets"]),
-        copies=_copies(experiment, looks, metrics["copies"]),
-        lowering=_lowering(experiment, looks, metrics["lowering"]["examples"]),
-        subpopulations=_subpopulations(experiment, looks, metrics["subpopulations"]),
-        has_pictures=looks.pictured,
-        over_groups=masks_groups(experiment),
-        groups=0 if experiment.groups.is_single else len(experiment.groups.names),
-        quality_plot=_quality_plot(model.quality, clean, metrics),
-        targets=targets,
-        shown_targets={part.id for part in targets},
-        trace=trace_part(run, experiment, looks),
-        graph_size=SIZE,
-        shown_groups=SHOWN_GROUPS,
-        terms=shown_terms,
-        term_rows=terms,
-        recurring=recurring_parts(recurs, shown_terms),
-        joint_plot=_joint_plot(terms),
-        change_plot=plots.counterfactual(change, clean.stop - clean.start),
-        inspection_plot=_inspection_plot(experiment, metrics, scores),
-    )
-    with writing(run.report):
-        write_atomically(run.report, page.encode())
+    return environment
 
 
 def _for_script(examples: ExampleTable) -> dict[str, Any]:
@@ -142,6 +151,19 @@ def _planted(experiment: Experiment, detection: dict[str, Any]) -> list[dict[str
         }
         for attack in experiment.attacks
     ]
+
+
+def _together(terms: Sequence[TermRow]) -> dict[str, int] | None:
+    """How many sets act together, on how many targets, and what retraining said; None: no sets."""
+    if not terms:
+        return None
+    left, status = standing(terms), [row.status for row in terms]
+    return {
+        "sets": len(left),
+        "targets": len({row.target for row in left}),
+        "confirmed": status.count("confirmed"),
+        "failed": status.count("failed"),
+    }
 
 
 def _quality_plot(quality: Quality, clean: slice, metrics: dict[str, Any]) -> str | None:
@@ -194,12 +216,23 @@ def _strangers(
     sets: Sequence[dict[str, Any]] | None,
     scores: dict[str, np.ndarray],
 ) -> list[dict[str, Any]] | None:
-    """Clusters among other labels, as `_with_looks`, and how many of each are confirmed."""
-    confirmed = scores["id"][scores["status"] == "confirmed"]
+    """Clusters among other labels, as `_with_looks`, with how much of each was flagged, and how
+    many of it are confirmed where it was judged as a whole."""
     found = _with_looks(experiment, looks, sets)
     if found is None:
         return None
-    return [one | {"confirmed": int(np.isin(one["examples"], confirmed).sum())} for one in found]
+    ids, judged = scores["id"], np.isfinite(scores["probability"])
+    confirmed = scores["status"] == "confirmed"
+    return [
+        one
+        | {
+            "flagged": float(scores["flagged"][rows].mean()),
+            "judged": bool(judged[rows].all()),
+            "confirmed": int(confirmed[rows].sum()),
+        }
+        for one in found
+        for rows in [np.isin(ids, one["examples"])]
+    ]
 
 
 def _copies(

@@ -58,7 +58,9 @@ class RecurringPart(NamedTuple):
     """Of the set of which most targets have the like, among those shown, from 1."""
     term: TermPart
     """That set."""
-    targets: tuple[str, ...]
+    targets: list[str]
+    confirmed: int
+    """Of the targets, by retraining of the set for itself."""
 
 
 class Node(NamedTuple):
@@ -125,7 +127,13 @@ def recurring_parts(found: Sequence[Recurring], shown: Sequence[TermPart]) -> li
     """
     number = {part.row: at for at, part in enumerate(shown)}
     return [
-        RecurringPart(number[core] + 1, shown[number[core]], targets) for core, targets in found
+        RecurringPart(
+            number[one.core] + 1,
+            shown[number[one.core]],
+            one.targets,
+            len({row.target for row in one.rows if row.status == "confirmed"}),
+        )
+        for one in found
     ]
 
 

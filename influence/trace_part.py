@@ -7,6 +7,7 @@ import numpy as np
 from influence.artifacts import read_trace
 from influence.experiment import Experiment
 from influence.looks import Looks
+from influence.removal import headline
 from influence.run import Run
 
 SHOWN = 12
@@ -23,14 +24,14 @@ class Seen(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """A training example and what the trace says of it, in output units."""
+    """A training example and what the trace says of it."""
 
     id: int
     seen: Seen
     drive: float
-    """How much keeping it adds to the predictions, in the mean."""
+    """How much keeping it adds to the predictions, in the mean, in output units."""
     backing: float
-    """How much it and those that drive them support each other."""
+    """How much it and those that drive them support each other: weights times weights."""
     removed: bool
     """Whether it is in the smallest removal, or the largest that was tried."""
 
@@ -40,6 +41,10 @@ class TracePart(NamedTuple):
 
     summary: dict[str, Any]
     """What trace.json holds."""
+    headline: str
+    """What came of it, in a sentence."""
+    of_sets: bool
+    """Whether sets that were found to act as one come first."""
     targets: list[Seen]
     first: list[Ranked]
     total: int
@@ -71,6 +76,8 @@ def trace_part(run: Run, experiment: Experiment, looks: Looks) -> TracePart | No
     order = np.argsort(columns["rank"], kind="stable")
     return TracePart(
         summary,
+        headline(summary),
+        bool(columns["carried"].any() or (columns["together"] > 0).any()),
         [seen(place[id]) for id in summary["targets"]],
         [
             Ranked(
@@ -78,7 +85,7 @@ def trace_part(run: Run, experiment: Experiment, looks: Looks) -> TracePart | No
                 seen(at),
                 float(columns["drive"][at]),
                 float(columns["backing"][at]),
-                bool(columns["removed"][at]),
+                int(columns["id"][at]) in summary["removed"],
             )
             for at in order[:SHOWN].tolist()
         ],

@@ -41,8 +41,8 @@ BACKED = 1 / 3
 some are backed by the others. Of natural kinds, whose rare examples any model without them
 contradicts, fewer are flagged."""
 EXCESS = 3.0
-"""Times the flagged share of all examples that it must be as well; and that of a cluster among other
-labels must be, as there are kinds of examples that stand among those of another class."""
+"""Times the flagged share of all examples that it must be as well. So must that of a cluster among
+other labels, since some kinds of examples stand among those of another class."""
 LEAST_UNIT = 1.0
 """Logits that margins are measured in at the least: of a model that hardly knows the clean targets,
 whose median margin may be 0 or below, a margin near 0 says nothing."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pictures import kinds, triggers
 
-from influence import judging
+from influence import judging, pattern
 
 
 @pytest.mark.parametrize("name", ["patch", "blend", "sine"])
@@ -19,7 +19,9 @@ def test_of_sets_that_are_mostly_the_same_the_one_with_the_pattern_in_most_is_ju
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 1, 3, 0]):
         kept = judging._of_one_pattern(images, [sets[number] for number in order])
         expected = [sets[number] for number in order if number in (1, 3)]
-        assert [rows.tolist() for rows in kept] == [rows.tolist() for rows in expected]
+        assert [rows.tolist() for rows, _ in kept] == [rows.tolist() for rows in expected]
+        for rows, found in kept:
+            assert found.sameness == pattern.common(images, rows).sameness
 
 
 def test_of_no_sets_none_is_judged():

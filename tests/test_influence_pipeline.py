@@ -158,6 +158,15 @@ def test_scores_of_an_older_fit_are_not_verified(copied, capsys):
     assert "older than the fit; run first: accomplice audit" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["verify", "report", "clean"])
+def test_what_another_version_audited_is_audited_again_first(copied, tmp_path, capsys, command):
+    audit = json.loads((copied / "audit.json").read_text())
+    (copied / "audit.json").write_text(json.dumps(audit | {"version": audit["version"] + 1}))
+    out = ["--out", str(tmp_path / "cleaned.parquet")] if command == "clean" else []
+    assert main([command, str(copied), *out]) == 2
+    assert "another version of Accomplice; run first: accomplice audit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("code", "number"), [(130, signal.SIGINT), (143, signal.SIGTERM)])
 def test_interrupted_and_resumed_equals_uninterrupted(
     finished, tmp_path, monkeypatch, capsys, code, number

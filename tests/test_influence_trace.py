@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,16 @@ from hypothesis import strategies as st
 
 from influence import hidden_support, removal, tracing
 from influence.cli import main
+from influence.config import read_config
 from influence.counterfactual import random_like
-from influence.experiment import Targets
+from influence.experiment import Targets, prepare
+from influence.looks import looks_of
 from influence.removal import most, smallest
+from influence.report import templates
 from influence.run import Run
+from influence.trace_part import Ranked, Seen, TracePart, trace_part
 from influence.tracing import OWN, label_is_bad, trace
+from training.errors import UserError
 from training.examples import Examples
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
@@ -364,3 +370,56 @@ def test_what_is_said_of_a_removal_follows_the_fresh_seeds(after, begins):
     said = removal.said(summary)
     assert said.startswith(begins)
     assert f"bad are 90 % with all, {100 * after:.0f} % without these" in said
+
+
+FOUND = {
+    "targets": ["incident:1"], "flip": False, "removed": [3, 4], "seeds": 16, "smallest": 2,
+    "most": 20, "predicted": 1,
+    "bad": {"before": [0.9, 0.8, 1.0], "after": [0.1, 0.0, 0.2], "after_random": [0.8, 0.7, 0.9]},
+    "output": {name: [1.0, 0.5, 1.5] for name in ("before", "after", "after_random")},
+}  # fmt: skip
+END = "most of the bad predictions end"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, f"Without 2 examples {END} (by their weights 1 group would do)"),
+        ({"removed": [*range(9)]}, f"Without 9 examples, 2 groups, {END}"),
+        ({"smallest": None}, "No removal of up to 20 groups ends most of the bad predictions (by"),
+        ({"smallest": 0}, "Trained on everything, 90 % of the predictions are bad"),
+        ({"flip": True, "predicted": None}, "right predictions end (by their weights not even 20"),
+    ],
+)
+def test_the_page_says_what_the_command_says(changes, expected):
+    summary = FOUND | changes
+    seen = Seen("incident:1", "<b>", "", "a text")
+    head, first = removal.headline(summary), [Ranked(3, seen, 0.5, 2.0, True)]
+    part = TracePart(summary, head, True, [seen, seen], first, 9)
+    template = templates().get_template("trace.html.j2")
+    page = template.render(trace=part, shown_targets=set(), over_groups=False, unit="logits")
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page)).replace("&lt;b&gt;", "(b)")
+    assert expected in text
+    assert removal.said(summary).startswith(head)
+    assert f"{head}." in text
+    assert "incident:1: a text label (b)" in text
+    # Nothing was left out, so there is nothing beside it.
+    assert ("without random ones" in text) == (summary["smallest"] != 0)
+
+
+def test_the_trace_of_an_older_fit_is_not_shown_and_a_damaged_one_is_named(run, capsys):
+    assert main(["trace", str(run.path), "--targets", *incident_of(run)]) == 0
+    experiment = prepare(read_config(run.config))
+    looks = looks_of(experiment)
+    part = trace_part(run, experiment, looks)
+    assert [one.id for one in part.targets] == incident_of(run)
+    assert sum(one.removed for one in part.first) == min(12, len(part.summary["removed"]))
+    for changed in ("[]", "{"):
+        run.trace.write_text(changed)
+        with pytest.raises(UserError, match=r"the trace in .* is damaged"):
+            trace_part(run, experiment, looks)
+    for changed in (part.summary | {"fit": "another"}, part.summary | {"targets": ["clean:99999"]}):
+        run.trace.write_text(json.dumps(changed))
+        assert trace_part(run, experiment, looks) is None
+    run.trace.unlink()
+    assert trace_part(run, experiment, looks) is None
