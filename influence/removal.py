@@ -210,7 +210,8 @@ def headline(summary: dict[str, Any]) -> str:
         )
     which = f"most of the {what} predictions"
     if smallest is None:
-        return f"No removal of up to {summary['most']:,} groups ends {which}{_foretold(summary)}"
+        up_to = _counted(summary["most"], summary)
+        return f"No removal of up to {up_to} ends {which}{_foretold(summary)}"
     without = f"Without {removed:,} example{'s' if removed != 1 else ''}"
     if smallest != removed:
         without += f", {smallest:,} group{'s' if smallest != 1 else ''},"
@@ -249,5 +250,11 @@ def _foretold(summary: dict[str, Any]) -> str:
         return ""
     if summary["predicted"] is None:
         return f" (by their weights not even {summary['most']:,} would do)"
-    count = summary["predicted"]
-    return f" (by their weights {count:,} group{'s' if count != 1 else ''} would do)"
+    return f" (by their weights {_counted(summary['predicted'], summary)} would do)"
+
+
+def _counted(count: int, summary: dict[str, Any]) -> str:
+    """So many groups, which are examples where as many were removed."""
+    removed = summary["most"] if summary["smallest"] is None else summary["smallest"]
+    unit = "example" if removed == len(summary["removed"]) else "group"
+    return f"{count:,} {unit}{'s' if count != 1 else ''}"

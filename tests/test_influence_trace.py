@@ -357,7 +357,10 @@ def test_a_file_of_ids_may_be_none(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("after", "begins"),
     [
-        (0.2, "Without 2 examples most of the bad predictions end (by their weights 1 group would"),
+        (
+            0.2,
+            "Without 2 examples most of the bad predictions end (by their weights 1 example would",
+        ),
         (0.6, "Without 2 examples most of the bad predictions ended in the search, but not with"),
     ],
 )
@@ -384,9 +387,13 @@ END = "most of the bad predictions end"
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, f"Without 2 examples {END} (by their weights 1 group would do)"),
-        ({"removed": [*range(9)]}, f"Without 9 examples, 2 groups, {END}"),
+        ({}, f"Without 2 examples {END} (by their weights 1 example would do)"),
+        (
+            {"removed": [*range(9)]},
+            f"Without 9 examples, 2 groups, {END} (by their weights 1 group",
+        ),
         ({"smallest": None}, "No removal of up to 20 groups ends most of the bad predictions (by"),
+        ({"smallest": None, "most": 2}, "No removal of up to 2 examples ends most of the bad"),
         ({"smallest": 0}, "Trained on everything, 90 % of the predictions are bad"),
         ({"flip": True, "predicted": None}, "right predictions end (by their weights not even 20"),
     ],
