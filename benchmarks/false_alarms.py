@@ -75,7 +75,7 @@ def judged(path: Path) -> dict[str, Any]:
 def said(found: dict[str, Any]) -> str:
     ids = f": {', '.join(map(str, found['ids']))}" if found["ids"] else ""
     return (
-        f"{found['confirmed']} of {found['suspects']} suspects confirmed, "
+        f"{found['confirmed']} of {found['judged']} judged examples confirmed, "
         f"{len(found['sets'])} sets{ids}"
     )
 

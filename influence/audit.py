@@ -56,8 +56,8 @@ class Scores(NamedTuple):
     incident_q: Float[np.ndarray, " n"]
     """The smallest false discovery rate at which its group is found to affect the incident."""
     hidden_support: Float[np.ndarray, " n"]
-    """How much it and others support one another, and no clean target; 0 where no more than by
-    chance (`datamodels.hidden_support`). NaN where it was not searched."""
+    """How much it and others support one another, and no clean target; 0 but in outstanding sets
+    (`datamodels.hidden_support`). NaN where it was not searched."""
 
 
 class Suspicion(NamedTuple):

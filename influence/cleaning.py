@@ -118,8 +118,8 @@ def _reasons(row: int, scores: dict[str, np.ndarray], sets: list[dict[str, Any]]
             found.append(
                 f"one of {len(one['examples'])} whose common pattern, put on clean targets of "
                 f"other classes, gives {saw:.0%} of them the class {one['class']} (over half of "
-                f"the probability), and {did_not:.0%} in models trained without these examples; "
-                f"that of random ones gives {one['random_transfer'][0]:.0%} more"
+                f"the probability), and {did_not:.0%} in models trained without these examples; of "
+                f"as many random ones the difference is {one['random_transfer'][0]:.0%}"
             )
     return found
 

@@ -362,7 +362,8 @@ def _trace(words: list[str]) -> int:
         "accomplice trace",
         usage="accomplice trace RUN --targets ID ...|FILE [--flip]",
         description="Rank the training examples by how far they are behind some bad predictions, "
-        "and retrain without the first of them to find how few have to go.",
+        "and retrain without the first of them to find how few have to go. Needs a fitted run; "
+        "sets count once it is audited and verified. Writes trace.parquet and trace.json.",
     )
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument(
@@ -370,7 +371,8 @@ def _trace(words: list[str]) -> int:
         metavar="ID",
         nargs="+",
         required=True,
-        help="ids of targets of the run (incident:12, clean:750), or a file of them, one a line",
+        help="1 to 10 ids of clean or incident targets (incident:12, clean:750; all are in "
+        "manifest.json), or a file of them, one a line",
     )
     parser.add_argument(
         "--flip",

@@ -44,18 +44,19 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """Which examples are flagged, and how removing them is checked."""
+    """Which examples are flagged, and how retraining judges them."""
 
     protocol: Literal["incident", "blind"] = "incident"
     """incident: what is flagged comes from the bad predictions as well, which a run with a planted
     trigger has; blind: from training examples and clean targets alone."""
     budget: float = 0.06
-    """Share of the training examples that is flagged: the most suspicious by themselves. Sets that
-    support one another, or look alike, are judged beside them; of texts there are none."""
+    """Share of the training examples that is flagged: the most suspicious by themselves. Sets and
+    clusters are judged beside them; of texts, sets that support one another are flagged within."""
     seeds: int = 16
     """Retrains of each removal and control."""
     seed: int = 0
-    """Decides the random control removals and their training keys."""
+    """Decides the keys of all these retrains, the random controls, and which clean targets a
+    pattern is put on."""
     joint_terms: int = 20
     """Terms of each level that `accomplice verify RUN --joint` retrains: the surest."""
     joint_contexts: int = 64

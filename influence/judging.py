@@ -169,7 +169,7 @@ def described(experiment: Experiment, plan: Planned, found: Verdicts) -> dict[st
     """The `verdict` section of audit.json, with examples by id."""
     ids, labels = experiment.train.ids, np.asarray(experiment.train.examples.labels)
     return {
-        "suspects": int(np.isfinite(found.probability).sum()),
+        "judged": int(np.isfinite(found.probability).sum()),
         "confirmed": int(found.confirmed.sum()),
         "unit": found.unit,
         "not_finite": int((plan.arm.read_status() == Status.NOT_FINITE).sum()),

@@ -48,7 +48,7 @@ class Result:
         verdict, verify = self.audit["verdict"], self.audit["verify"]
         sets = sum(one["confirmed"] for one in verdict["sets"])
         lines = [
-            f"{verdict['confirmed']:,} of {verdict['suspects']:,} suspects among "
+            f"{verdict['confirmed']:,} of {verdict['judged']:,} that were judged among "
             f"{self.audit['examples']:,} examples are confirmed by retraining"
             + (
                 f", in part as {'a set' if sets == 1 else f'{sets} sets'} with a common pattern"

@@ -228,7 +228,7 @@ def _judge(run: Run, experiment: Experiment) -> None:
     save_scores(run, experiment, scores, suspicion, columns["flagged"], reached, verdicts)
     summary = judging.described(experiment, planned, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
-    say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['suspects']:,} suspects")
+    say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['judged']:,} examples")
 
 
 def _rank_judged(
@@ -283,6 +283,8 @@ def trace_stage(
     to_end = tracing.label_is_bad(targets, chosen) | flip
     # What supports a right prediction is to be ended by the fewest, not by whole sets.
     audited = run.read_audit()
+    if "flagged" in audited:
+        audited = _audited(run)
     sets = [] if flip else tracing.suspected_sets(audited, experiment)
     carried = [] if flip else tracing.carried_sets(audited, experiment, chosen)
     higher = experiment.higher_is_better

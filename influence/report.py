@@ -90,6 +90,7 @@ def write_report(
             lowering=_lowering(experiment, looks, metrics["lowering"]["examples"]),
             subpopulations=_subpopulations(experiment, looks, metrics["subpopulations"]),
             has_pictures=looks.pictured,
+            texts=experiment.vocabulary > 0,
             over_groups=masks_groups(experiment),
             groups=0 if experiment.groups.is_single else len(experiment.groups.names),
             quality_plot=_quality_plot(model.quality, clean, metrics),

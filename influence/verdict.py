@@ -1,12 +1,12 @@
 """The verdict on what is suspicious, by retraining without it and without as much that is random.
 
 Examples: all suspects are left out together, so that none backs another, and the margin of each is
-then that of models that saw neither it nor its like. As often, random examples of the same labels
-are left out. Where the suspects are as random ones, an example's margin has any place among those
-of the random, with equal probability (a conformal p-value; Vovk, Gammerman & Shafer 2005); over all
-suspects, false discoveries are held (Benjamini & Hochberg 1995). What is found so is contradicted
-more than examples that nobody suspects are. So are hard clean ones, and suspects are the hardest:
-the test alone confirms nothing.
+then that of models that saw neither it nor its like. Twice as often, random examples of the same
+labels are left out. Where the suspects are as random ones, an example's margin has any place among
+those of the random, with equal probability (a conformal p-value; Vovk, Gammerman & Shafer 2005);
+over all suspects, false discoveries are held (Benjamini & Hochberg 1995). What is found so is
+contradicted more than examples that nobody suspects are. So are hard clean ones, and suspects are
+the hardest: the test alone confirms nothing.
 
 Sets that support one another: what their inputs have in common (`pattern`) is put on clean targets
 of other classes. Its transfer is the share of them that models give the set's class, with more than

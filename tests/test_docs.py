@@ -146,7 +146,7 @@ def test_the_three_lines_of_the_readme_run(workplace, monkeypatch, capsys):
     monkeypatch.setattr(notebook, "load", partial(notebook.load, changes=small))
     ((_, code),) = [block for block in blocks("python") if "import notebook" in block[1]]
     exec(code, {})
-    assert "suspects among 100 examples" in capsys.readouterr().out
+    assert "that were judged among 100 examples" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def test_three_lines_show_what_was_found(result, capsys):
     result.show()
     said = capsys.readouterr().out
     verdict = result.audit["verdict"]
-    assert f"{verdict['confirmed']} of {verdict['suspects']} suspects" in said
+    assert f"{verdict['confirmed']} of {verdict['judged']} that were judged" in said
     assert "success of backdoor" in said
     assert str(result.report.resolve()) in said
     assert len(result.confirmed()) == verdict["confirmed"]
