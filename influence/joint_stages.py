@@ -83,8 +83,7 @@ def verify_joint_stage(run: Run, experiment: Experiment) -> None:
         measured = joint_verification.measure(run, experiment, level, chosen)
         by_level[level.name] = [*measured, *own[len(chosen) :]]
         rows = [row for rows in by_level.values() for row in rows]
-        save_terms(run, rows)
-        update_scores(run, experiment, rows)
+        _replace_terms(run, experiment, rows)
         for row in measured:
             say(joint_verification.line(experiment, level, row))
         verified += measured
@@ -144,8 +143,7 @@ def refine_stage(
     chosen = joint.choose_targets(experiment.targets, additive, config.fit.joint_targets)
     summary, own = _fit_level(run, experiment, bank, finest, chosen)
     rows = [*own, *(row for row in read_terms(run) if row.level != finest.name)]
-    save_terms(run, rows)
-    update_scores(run, experiment, rows)
+    _replace_terms(run, experiment, rows)
     metrics = run.read_audit()
     metrics["fit"]["joint"] = fitted | {"levels": fitted["levels"] | {finest.name: summary}}
     run.replace_audit(**metrics)
@@ -157,6 +155,12 @@ def refine_stage(
         f"{summary['terms']} sets of {finest.name} act together; check them by retraining: "
         f"accomplice verify {run.path} --joint"
     )
+
+
+def _replace_terms(run: Run, experiment: Experiment, rows: list[TermRow]) -> None:
+    """Write the terms, and anew what scores.parquet says of them."""
+    save_terms(run, rows)
+    update_scores(run, experiment, rows)
 
 
 def _joint_summary(run: Run) -> dict[str, Any]:

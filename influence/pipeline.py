@@ -224,8 +224,8 @@ def _judge(run: Run, experiment: Experiment) -> None:
     verdicts = judging.measure(planned, trial)
     scores = Scores(**{name: columns[name] for name in Scores._fields})
     suspicion = _rank_judged(experiment, scores, verdicts, audit["strangers"] or ())
-    reached = targets_reached(experiment, read_terms(run))
-    save_scores(run, experiment, scores, suspicion, columns["flagged"], reached, verdicts)
+    flagged, reached = columns["flagged"], columns["targets_reached"]
+    save_scores(run, experiment, scores, suspicion, flagged, reached, verdicts)
     summary = judging.described(experiment, planned, verdicts)
     run.replace_audit(**audit | {"verdict": summary})
     say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['judged']:,} examples")
