@@ -86,7 +86,7 @@ def sharing(
     It is taken from the first half of the set, and then from all that share it, until they stay the
     same. How much of it an example has is the projection of its own difference, in units of the
     mean difference of the others, which it is no part of. Of a pattern that is sure, those are
-    added that are one another's neighbours, beside which none of them shows it.
+    added that are one another's neighbours, beside which none of them shows it (`_completed`).
 
     Args:
         inputs: of all training examples.
@@ -109,11 +109,27 @@ def sharing(
             if (found == within).all():
                 break
             within = found
-    some = within | (_share(difference, within) >= SOME)
-    if _sameness(difference[within]) >= SURE and some.sum() <= len(looked_at) / 2:
+    return looked_at[_completed(flat, looked_at, difference, within)]
+
+
+def _completed(
+    flat: Float[np.ndarray, "n d"],
+    looked_at: Int[np.ndarray, " l"],
+    difference: Float[np.ndarray, "l d"],
+    within: Bool[np.ndarray, " l"],
+) -> Bool[np.ndarray, " l"]:
+    """Those within, and those that may have a sure pattern and show it once they are left out of
+    one another's neighbours; it then shows in more, so until these stay the same."""
+    left_out = np.zeros(len(within), bool)
+    for _ in range(ROUNDS):
+        some = within | (_share(difference, within) >= SOME)
+        vague = _sameness(difference[within]) < SURE
+        if vague or (some == left_out).all() or some.sum() > len(looked_at) / 2:
+            break
         difference, _ = _apart(flat, looked_at[some], looked_at)
-        within |= some & (_share(difference, within) >= HAS_IT[0])
-    return looked_at[within]
+        within = within | (some & (_share(difference, within) >= HAS_IT[0]))
+        left_out = some
+    return within
 
 
 def carried(

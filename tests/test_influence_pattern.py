@@ -46,6 +46,20 @@ def test_those_that_are_one_anothers_neighbours_are_found_as_well():
     np.testing.assert_array_equal(found, np.sort(poisoned))
 
 
+def test_those_whose_neighbours_are_found_first_are_found_after_them():
+    # The grey of all pixels but one says which images are alike; the marked have that one bright.
+    marked = [np.linspace(200, 220, 10), np.linspace(112, 118, 10), np.linspace(94, 98, 12)]
+    plain = [np.linspace(195, 225, 60), np.linspace(120, 140, 60)]
+    grey = np.concatenate([*marked, *plain])
+    count = sum(map(len, marked))
+    images = np.repeat(grey[:, None], 9, axis=1)
+    images[:, 0] = np.where(np.arange(len(grey)) < count, 30, 0)
+    images = np.rint(images).astype(np.uint8).reshape(-1, 3, 3, 1)
+    # The last twelve stand among one another and the ten before, which show it beside plain ones.
+    found = pattern.sharing(images, np.arange(10), np.ones(len(images), bool))
+    np.testing.assert_array_equal(found, np.arange(count))
+
+
 def test_what_share_of_the_others_difference_each_has_equals_its_definition():
     rng = np.random.default_rng(0)
     difference, within = rng.normal(1, 1, (9, 4)), np.arange(9) < 5
