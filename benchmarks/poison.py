@@ -235,8 +235,8 @@ def commit() -> str:
 
 def traces(run: Run, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
     """The rank of every training example, from each prediction of the incident alone."""
-    weights, columns = load_datamodel(run).weights, mask_columns(experiment)
-    targets, audit = experiment.targets, run.read_audit()
+    targets, audit = experiment.targets, run.read_audited()
+    weights, columns = load_datamodel(run, targets).weights, mask_columns(experiment)
     sets, ranks = suspected_sets(audit, experiment), []
     for at in range(targets.incident.start, targets.incident.stop):
         one = np.array([at])

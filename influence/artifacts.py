@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int
 
 from datamodels.additive import AdditiveDatamodel, FitDiagnostics
 from datamodels.estimates import Effects
-from influence.audit import Scores, Suspicion, redundant
+from influence.audit import Scores, Suspicion
 from influence.experiment import Experiment, Targets
 from influence.quality import Found, Quality, found_in
 from influence.run import Run
-from influence.tables import write_table
+from influence.tables import read_table, write_table
 from influence.tracing import Traced
 from influence.verdict import Verdicts
 from training.arm import TARGET_BLOCK
@@ -200,17 +199,26 @@ def _digest(columns: Float32[np.ndarray, "g b"]) -> str:
     return hashlib.sha256(np.ascontiguousarray(columns.T).tobytes()).hexdigest()
 
 
-def load_datamodel(run: Run) -> StoredDatamodel:
+def load_datamodel(run: Run, targets: Targets) -> StoredDatamodel:
     """The fitted datamodels.
 
+    Args:
+        run: that was fitted.
+        targets: that the bank has now.
+
     Raises:
-        UserError: the file is damaged.
+        UserError: the fit is of other targets; the file is damaged.
     """
     try:
         # Opened here, since numpy leaves a file open that is no archive.
         with run.datamodel.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             names = [field.name for field in dataclasses.fields(FitDiagnostics)]
             found = {name: stored[name] for name in stored.files}
+            if tuple(found["target_ids"].tolist()) != targets.ids:
+                raise UserError(
+                    f"the fit is of {len(found['target_ids']):,} targets and the bank has others, "
+                    f"{len(targets):,}; run first: accomplice fit {run.path}"
+                )
             return StoredDatamodel(
                 FitDiagnostics(**{name: found[name] for name in names}),
                 Quality(*(found[name] for name in Quality._fields)),
@@ -231,6 +239,7 @@ def save_scores(
     scores: Scores,
     suspicion: Suspicion,
     flagged: Bool[np.ndarray, " n"],
+    redundant: Bool[np.ndarray, " n"],
     targets_reached: Int[np.ndarray, " n"],
     verdicts: Verdicts | None = None,
 ) -> None:
@@ -242,6 +251,7 @@ def save_scores(
         scores: of the bank.
         suspicion: the ranks of both protocols.
         flagged: what is suspicious by itself.
+        redundant: what others replace.
         targets_reached: of every example (`recurring`).
         verdicts: what retraining showed; None before.
     """
@@ -260,7 +270,7 @@ def save_scores(
         "suspicion": 1 - (rank - 1) / len(flagged),
         "rank": rank,
         "flagged": flagged,
-        "redundant": redundant(scores, flagged),
+        "redundant": redundant,
         **_verdict_columns(flagged, verdicts),
         "planted": planted,
     }
@@ -292,8 +302,12 @@ def _verdict_columns(
 
 
 def read_scores(run: Run) -> dict[str, np.ndarray]:
-    """The columns of scores.parquet."""
-    table = pq.read_table(run.scores)
+    """The columns of scores.parquet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    table = read_table(run.scores, f"audit {run.path}")
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
@@ -323,8 +337,10 @@ def save_trace(
         "rank": traced.rank()[columns],
         "removed": np.isin(experiment.train.ids, summary["removed"]),
     }
-    write_table(run.traced, pa.table(table))
     with writing(run.trace):
+        # An interruption between the two files leaves no summary that is not of the table.
+        run.trace.unlink(missing_ok=True)
+        write_table(run.traced, pa.table(table))
         text = json.dumps(summary | {"fit": _fit_digest(run)}, indent=1)
         write_atomically(run.trace, (text + "\n").encode())
 
@@ -343,14 +359,14 @@ def read_trace(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """
     if not run.trace.exists():
         return None
+    again = f"trace {run.path} --targets ..."
     try:
         summary = json.loads(run.trace.read_bytes())
         if summary.get("fit") != _fit_digest(run):
             return None
-        table = pq.read_table(run.traced)
-    except (OSError, ValueError, AttributeError, pa.ArrowException) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"the trace in {run.path} is damaged ({reason(error)}); run again: "
-            f"accomplice trace {run.path} --targets ..."
+            f"{run.trace} is damaged ({reason(error)}); run again: accomplice {again}"
         ) from error
+    table = read_table(run.traced, again)
     return summary, {name: table[name].to_numpy() for name in table.column_names}

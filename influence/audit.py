@@ -76,8 +76,8 @@ class Suspicion(NamedTuple):
         return self.blind
 
 
-Weights = Callable[[slice], Float[np.ndarray, "n b"]]
-"""Datamodel weights of some targets."""
+Weights = Callable[[slice], Float[np.ndarray, "g b"]]
+"""Datamodel weights of all groups on some targets."""
 
 
 def score(
@@ -173,8 +173,8 @@ def _average(estimates: Sequence[datamodels.Estimate]) -> datamodels.Estimate:
     return datamodels.Estimate(np.where(known, values, 0).sum(0) / count, np.sqrt(squares) / count)
 
 
-def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndarray, " n"]:
-    """Of every example, over some targets; NaN where there are none."""
+def _mean_weight(weights: Weights, targets: slice, groups: int) -> Float[np.ndarray, " g"]:
+    """Of every group, over some targets; NaN where there are none."""
     total = np.zeros(groups)
     for block in target_blocks(targets):
         total += weights(block).sum(1, dtype=np.float64)
@@ -330,13 +330,13 @@ def lowering(
     return {"found": len(rows), "examples": listed}
 
 
-def redundant(scores: Scores, flagged: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+def redundant(scores: Scores, bad: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """The half of the examples that others replace best, so that it might be left out.
 
     Those that are memorised least: models that did not train on them do as well on them. None that
-    is flagged, or in an outstanding set.
+    is in an outstanding set, or one of `bad`, which are flagged or confirmed.
     """
-    suspicious = flagged | (scores.hidden_support > 0)
+    suspicious = bad | (scores.hidden_support > 0)
     memorised = np.where(suspicious | np.isnan(scores.memorisation), np.inf, scores.memorisation)
     first = np.argsort(memorised, kind="stable")[: round(REDUNDANT * len(memorised))]
     found = np.zeros(len(memorised), bool)

@@ -34,6 +34,12 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
             f"of the targets, no better than always naming the commonest class "
             f"({verify['majority']:.0%}). Train it better before auditing its data."
         )
+    if metrics["verdict"]["not_judged"]:
+        found.append(
+            f"{metrics['verdict']['not_judged']:,} flagged examples were not judged: more than "
+            f"half of their label is suspect, and models that saw none of these hardly know it. "
+            f"Look at them, or lower audit.budget."
+        )
     if fit["certified"] < 1:
         found.append(
             f"{1 - fit['certified']:.1%} of the targets are not solved to the certified gap "

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,14 @@ def write_cleaned(
         What was written.
 
     Raises:
-        UserError: the name has another ending, is of the data itself or in a run, or a file cannot
-            be written.
+        UserError: the name has another ending, a file would be one of the data or of the run, or in
+            the place of one that something else wrote, or it cannot be written.
     """
-    _require_free(out, run, experiment.config.data.source)
+    list_file = out.with_name(f"{out.stem}_removed.csv")
+    _require_free(out, list_file, run, experiment.config.data.source)
     confirmed = scores["status"] == "confirmed"
     rows = as_trained(experiment, load_rows(experiment.config.data))
     kept = np.setdiff1d(np.arange(len(rows)), scores["id"][confirmed])
-    list_file = out.with_name(f"{out.stem}_removed.csv")
     partial, listed = (path.with_name(path.name + ".partial") for path in (out, list_file))
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,18 +65,43 @@ def write_cleaned(
     )
 
 
-def _require_free(out: Path, run: Run, source: str) -> None:
-    """Refuse a file that the run was made of, or is made of."""
+def _require_free(out: Path, list_file: Path, run: Run, source: str) -> None:
+    """Refuse files that the run was made of, would be if it were made again, or is made of."""
     if ":/" in str(out):  # a path keeps one slash of gs://
         raise UserError(f"--out {out} must be a file of this machine; copy it from there")
     if out.suffix != ".parquet":
         raise UserError(f"--out {out} must end in .parquet, which is what is written")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; choose another --out")
-    if out.resolve() in {Path(name).resolve() for name in (source, *glob.glob(source))}:
-        raise UserError(f"--out {out} is the data that the run is of; choose another --out")
+    for file in (out, list_file):
+        if _is_data(file, source):
+            raise UserError(
+                f"--out {out} makes {file}, which is or would be of the data that the run is of "
+                f"({source}); choose another --out"
+            )
+    if list_file.exists() and not _is_list(list_file):
+        raise UserError(
+            f"--out {out} also writes {list_file}, and another file is there; choose another --out"
+        )
     if run.path.resolve() in out.resolve().parents:
         raise UserError(f"--out {out} is in the run, whose files it could replace; choose another")
+
+
+def _is_data(file: Path, source: str) -> bool:
+    """Whether a file is the source, one that its pattern stands for, or in its folder."""
+    whole, start = file.resolve(), Path(source).resolve()
+    if not glob.has_magic(source):
+        return whole == start or start in whole.parents
+    if "**" in source:  # of any depth below what is named
+        named = takewhile(lambda part: not glob.has_magic(part), start.parts)
+        return Path(*named) in whole.parents
+    return whole.match(str(start))
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file is a list of an earlier call."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return next(lines, "").strip() == ",".join(REMOVAL_COLUMNS)
 
 
 def removals(

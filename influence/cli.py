@@ -97,6 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"accomplice: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(
+            f"accomplice: no permission for {error.filename}; let this user read and write it, or "
+            f"choose another place",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -145,6 +152,7 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
             override(Config(), ["--help"], prog)
         raise UserError(f"name a config: {prog} [--section.key VALUE ...] [--out RUN]")
     source, default_out = _config_path(Path(rest[0]))
+    rest = _split_values(rest)
     dry = DRY_RUN in rest
     for option in (DRY_RUN, SHARD, ENGINE):
         if command == "run" and option in rest:
@@ -173,6 +181,17 @@ def _run_or_sweep(command: str, rest: list[str]) -> int:
         else:
             print(sweep_alone(config, out, shard, retrain=retrain, engine=chosen))
     return 0
+
+
+def _split_values(words: list[str]) -> list[str]:
+    """The words with a value that is given as --shard=0/16 apart, as that of a key may be."""
+    found: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in (DRY_RUN, RETRAIN) and equals:
+            raise UserError(f"{name} takes no value, and {value} is given")
+        found += [name, value] if name in (SHARD, ENGINE) and equals else [word]
+    return found
 
 
 def _taken(options: list[str], name: str, values: str) -> tuple[str | None, list[str]]:

@@ -38,8 +38,8 @@ class FitConfig:
     choice: Literal["best", "one_se"] = "best"
     """The penalty with the least error, or the largest within one standard error of it."""
     joint_targets: int = 20
-    """Targets with a joint datamodel, which says which groups act together: the incident's, then
-    the clean ones that the additive datamodel explains least. 0: none."""
+    """Targets with a joint datamodel, which says which groups act together: in an incident its bad
+    predictions, then the clean ones that the additive datamodel explains least. 0: none."""
 
 
 @dataclass(frozen=True)

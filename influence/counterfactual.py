@@ -26,6 +26,9 @@ THINNED = ("thinned", "thinned_random")
 WITHOUT_FLAGGED = "without flagged"
 """The cell of all but the flagged."""
 
+RANDOM_CONFIRMED, RANDOM_TRACED, RANDOM_SETS, RANDOM_SUSPECTS, RANDOM_REDUNDANT = range(2, 7)
+"""What random examples are drawn beside: the second number of their stream, after the seed."""
+
 Interval = tuple[float, float, float]
 """(mean, low, high): 95 % over seeds."""
 
@@ -110,10 +113,12 @@ def plan(
     cells = {
         "before": everything,
         "after": everything & ~confirmed,
-        "after_random": ~random_like(labels, confirmed, seeds, (seed, 2)),
+        "after_random": ~random_like(labels, confirmed, seeds, (seed, RANDOM_CONFIRMED)),
         "thinned": everything & ~redundant,
         # Half of all: beside it there is no other half that were random.
-        "thinned_random": ~random_like(labels, redundant, seeds, (seed, 4), everything[0]),
+        "thinned_random": ~random_like(
+            labels, redundant, seeds, (seed, RANDOM_REDUNDANT), everything[0]
+        ),
         WITHOUT_FLAGGED: everything & ~flagged,
     }
     for name, kept in contexts.items():
@@ -128,6 +133,14 @@ def by_cell(
     """Whatever the planned members have, cell by cell."""
     names = cell_names(contexts)
     return dict(zip(names, np.split(members, len(names)), strict=True))
+
+
+def fewest_seeds(usable: Bool[np.ndarray, " m"], contexts: Sequence[str]) -> int:
+    """With how many seeds at least a cell has a usable member, or both of two that are compared."""
+    cells = by_cell(usable, contexts)
+    pairs = [("before", "after"), ("before", WITHOUT_FLAGGED), *map(context_cells, contexts)]
+    both = [cells[one] & cells[other] for one, other in pairs]
+    return min(int(seeds.sum()) for seeds in [*cells.values(), *both])
 
 
 def change(

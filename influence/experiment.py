@@ -242,10 +242,10 @@ def _classes(config: Config, labels: Int[np.ndarray, " n"], names: Sequence[str]
             f'data.label = "{config.data.label}" holds {len(np.unique(labels))} different labels '
             f"up to {largest}; number the classes 0, 1, 2, ..."
         )
-    if largest == 0:
+    if (labels == largest).all():
         raise UserError(
-            f'data.label = "{config.data.label}" holds {(*names, 0)[0]} alone; at least two '
-            f"classes are needed"
+            f'data.label = "{config.data.label}" holds {names[largest] if names else largest} '
+            f"alone; at least two classes are needed"
         )
     if classes < 2 or largest >= classes:
         raise UserError(

@@ -9,7 +9,7 @@ import datamodels
 from datamodels.terms import Term
 from influence.attribution import fit as fit_additive
 from influence.experiment import Targets
-from influence.quality import FALSE_DISCOVERIES, Quality
+from influence.quality import FALSE_DISCOVERIES, Quality, known_mean
 from influence.regression import Regression
 from training.errors import UserError
 
@@ -26,8 +26,10 @@ class JointFit(NamedTuple):
     """The level's part of the `joint` part of the `fit` section of audit.json."""
 
 
-def choose_targets(targets: Targets, quality: Quality, count: int) -> Int[np.ndarray, " t"]:
-    """The incident's targets, then clean ones of which the additive datamodel leaves most.
+def choose_targets(
+    targets: Targets, quality: Quality, count: int, protocol: str
+) -> Int[np.ndarray, " t"]:
+    """An incident's targets, then clean ones of which the additive datamodel leaves most.
 
     Of every class the worst one, then of every class the next: those of one class are mostly
     acted on by the same groups.
@@ -36,6 +38,7 @@ def choose_targets(targets: Targets, quality: Quality, count: int) -> Int[np.nda
         targets: of the run.
         quality: of the additive datamodels.
         count: how many at most.
+        protocol: of the run; a blind one sees clean targets alone.
     """
     explainable = np.where(np.isfinite(quality.ceiling), quality.ceiling, 1).mean(0)
     left = explainable - np.where(np.isfinite(quality.r2), quality.r2, np.inf).mean(0)
@@ -46,6 +49,8 @@ def choose_targets(targets: Targets, quality: Quality, count: int) -> Int[np.nda
     for label in np.unique(labels):
         place[labels == label] = np.arange((labels == label).sum())
     incident = np.arange(targets.incident.start, targets.incident.stop)
+    if protocol == "blind":
+        incident = incident[:0]
     return np.concatenate([incident, clean[np.argsort(place, kind="stable")]])[:count]
 
 
@@ -78,21 +83,15 @@ def fit(regression: Regression) -> JointFit:
         actual = held_out.outputs(EVERY)
         by_arm[arm.name] = {
             "alpha": arm.alpha,
-            "r2": _mean(datamodels.r2(model.predict(held_out.masks), actual)),
-            "additive_r2": _mean(quality.r2[number]),
-            "ceiling": _mean(quality.ceiling[number]),
+            "r2": known_mean(datamodels.r2(model.predict(held_out.masks), actual)),
+            "additive_r2": known_mean(quality.r2[number]),
+            "ceiling": known_mean(quality.ceiling[number]),
         }
     found = sum(term.q_value <= FALSE_DISCOVERIES for term in terms)
     return JointFit(terms, {"groups": fitted.masks.shape[1], "terms": found, "by_arm": by_arm})
 
 
 EVERY = slice(None)
-
-
-def _mean(values: Float[np.ndarray, " t"]) -> float:
-    """Over the targets that have a value: a constant one has none."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def _noise(regression: Regression) -> Float[np.ndarray, " t"] | None:

@@ -31,7 +31,7 @@ def fit_joint(
     if against is not None:
         run.terms.unlink(missing_ok=True)
         return {"reason_against": against}
-    chosen = joint.choose_targets(targets, additive, config.fit.joint_targets)
+    chosen = joint.choose_targets(targets, additive, config.fit.joint_targets, experiment.protocol)
     by_level, rows = {}, []
     for level in levels.levels(experiment):
         by_level[level.name], own = _fit_level(run, experiment, bank, level, chosen)
@@ -118,9 +118,8 @@ def refine_stage(
         UserError: the run has no joint effects.
     """
     fitted = _joint_summary(run)
-    additive, finest = load_datamodel(run).quality, levels.levels(experiment)[-1]
-    if additive.r2.shape[1] != len(experiment.targets):
-        raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
+    additive = load_datamodel(run, experiment.targets).quality
+    finest = levels.levels(experiment)[-1]
     if finest.name not in fitted["levels"]:
         if dry_run:
             return f"Would go on with {finest.name}, which was begun"
@@ -140,7 +139,9 @@ def refine_stage(
         experiment = dataclasses.replace(experiment, refined=(*experiment.refined, *plan.specs))
     run, experiment, bank = sweep_stage(experiment, run.path)
     finest, config = levels.levels(experiment)[-1], experiment.config
-    chosen = joint.choose_targets(experiment.targets, additive, config.fit.joint_targets)
+    chosen = joint.choose_targets(
+        experiment.targets, additive, config.fit.joint_targets, experiment.protocol
+    )
     summary, own = _fit_level(run, experiment, bank, finest, chosen)
     rows = [*own, *(row for row in read_terms(run) if row.level != finest.name)]
     _replace_terms(run, experiment, rows)

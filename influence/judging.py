@@ -78,7 +78,7 @@ def trial(
     patterns = [*own, *(pattern.common(inputs, rows) for rows in random)]
     classes = [commonest(labels[rows]) for rows in sets]
     sameness = tuple(one.sameness for one in own)
-    suspects = suspects_of(flagged, sets, rows_of(strangers))
+    suspects = suspects_of(flagged, labels, sets, rows_of(strangers))
     disputed_shares = tuple(float(disputed[rows].mean()) for rows in sets)
     candidates = Candidates(suspects, tuple(sets), tuple(random), sameness, disputed_shares)
     return Trial(
@@ -165,11 +165,14 @@ def measure(plan: Planned, found: Trial) -> Verdicts:
     return judge(found.candidates, found.cells, margins)
 
 
-def described(experiment: Experiment, plan: Planned, found: Verdicts) -> dict[str, Any]:
-    """The `verdict` section of audit.json, with examples by id."""
+def described(
+    experiment: Experiment, plan: Planned, found: Verdicts, flagged: Bool[np.ndarray, " n"]
+) -> dict[str, Any]:
+    """The `verdict` section of audit.json, with examples by id; `flagged` of scores.parquet."""
     ids, labels = experiment.train.ids, np.asarray(experiment.train.examples.labels)
     return {
         "judged": int(np.isfinite(found.probability).sum()),
+        "not_judged": int((flagged & np.isnan(found.probability)).sum()),
         "confirmed": int(found.confirmed.sum()),
         "unit": found.unit,
         "not_finite": int((plan.arm.read_status() == Status.NOT_FINITE).sum()),

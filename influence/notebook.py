@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from influence.caveats import caveats
 from influence.config import Config, override, read_config
 from influence.jax_setup import set_up_jax
 from influence.run import Run, open_run
+from influence.tables import read_table
 
 SHOWN = 10
 """Examples in a notebook's summary."""
@@ -33,9 +33,9 @@ class Result:
         self.path = run.path
         self.report: Path = run.report
         """A page for the browser."""
-        self.audit: dict[str, Any] = run.read_audit()
+        self.audit: dict[str, Any] = run.read_verified()
         """All metrics: audit.json."""
-        self.scores: pa.Table = pq.read_table(run.scores)
+        self.scores: pa.Table = read_table(run.scores, f"audit {run.path}")
         """A row a training example: scores.parquet."""
 
     def confirmed(self) -> list[int]:
@@ -133,5 +133,6 @@ def open_result(path: str | Path) -> Result:
         UserError: there is none, or it was not verified yet.
     """
     run = open_run(Path(path))
+    run.read_verified()
     run.require(run.report, "report")
     return Result(run)

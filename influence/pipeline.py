@@ -50,22 +50,22 @@ from influence.audit import (
 from influence.caveats import caveats
 from influence.cleaning import write_cleaned
 from influence.config import Config
+from influence.counterfactual import RANDOM_TRACED
 from influence.experiment import Experiment
 from influence.likeness import mean_of_alike
 from influence.progress import progress, say, working
 from influence.recurring import targets_reached
 from influence.regression import divide
 from influence.report import write_report
-from influence.run import Run
+from influence.run import AUDIT_VERSION, Run
 from influence.sweeping import make_planned, prepare_for, sweep_stage
 from influence.terms_file import read_terms
 from influence.verdict import Verdicts
 from training.bank import Bank
 from training.errors import UserError
 
-AUDIT_VERSION = 1
-"""Of what an audit leaves for the stages after it, in audit.json and scores.parquet; to be raised
-where they come to need more, or other things by the same names."""
+JUDGED = ("verdict", "verify", "detection", "leaks")
+"""Parts of audit.json that `verify_stage` makes."""
 
 
 def run_all(config: Config, out: Path, *, retrain: bool = False) -> Run:
@@ -116,7 +116,7 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
             attribution.effects(regression, prepared, judged),
             attribution.mean_effects(regression, prepared, (targets.clean, targets.incident)),
         )
-    model = load_datamodel(run)
+    model = load_datamodel(run, targets)
     summary = quality.summary(regression, model.diagnostics, model.quality, model.predict, targets)
     run.replace_audit(
         fit=summary
@@ -138,7 +138,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     run.require(run.datamodel, "fit")
     run.require(run.audit, "fit")
     config = experiment.config
-    model, columns = load_datamodel(run), mask_columns(experiment)
+    model, columns = load_datamodel(run, experiment.targets), mask_columns(experiment)
     with working("Searching for examples that support one another, and no clean target"):
         hidden = hidden_support.search(
             model.weights, experiment.targets, columns, experiment.higher_is_better
@@ -157,21 +157,25 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     # Texts have no pattern that sets could be judged by.
     with_sets = experiment.vocabulary > 0
     flagged = flag(scores, experiment.protocol, config.audit.budget, with_sets=with_sets)
-    reached = targets_reached(experiment, read_terms(run))
-    save_scores(run, experiment, scores, suspicion, flagged, reached)
-    run.replace_audit(
-        fit=run.read_audit()["fit"],
-        version=AUDIT_VERSION,
-        protocol=experiment.protocol,
-        flagged=int(flagged.sum()),
-        examples=len(experiment.train),
-        hidden_sets=hidden_support.described(experiment, hidden),
+    replaced = redundant(scores, flagged)
+    fit = run.read_audit()["fit"]
+    found = {
+        "version": AUDIT_VERSION,
+        "protocol": experiment.protocol,
+        "flagged": int(flagged.sum()),
+        "examples": len(experiment.train),
+        "hidden_sets": hidden_support.described(experiment, hidden),
         **look_alikes.described(experiment),
-        copies=copies.search(experiment, model.weights),
-        redundant=int(redundant(scores, flagged).sum()),
-        lowering=lowering(scores, columns, experiment.train.ids, quality.FALSE_DISCOVERIES),
-        subpopulations=subpopulations.described(experiment, model.weights),
-    )
+        "copies": copies.search(experiment, model.weights),
+        "redundant": int(replaced.sum()),
+        "lowering": lowering(scores, columns, experiment.train.ids, quality.FALSE_DISCOVERIES),
+        "subpopulations": subpopulations.described(experiment, model.weights),
+    }
+    reached = targets_reached(experiment, read_terms(run))
+    # An interruption between the two files leaves no audit that is not of the scores.
+    run.replace_audit(fit=fit)
+    save_scores(run, experiment, scores, suspicion, flagged, replaced, reached)
+    run.replace_audit(fit=fit, **found)
 
 
 def verify_stage(run: Run, experiment: Experiment) -> None:
@@ -182,7 +186,9 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     Raises:
         UserError: a run that was not audited; too many members that are not finite.
     """
-    audited = _audited(run)
+    audited = run.read_audited()
+    # A fit of other targets is refused before anything is retrained.
+    load_datamodel(run, experiment.targets)
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
     make_planned(run, experiment, planned, verification.task(experiment), "Verify by retraining")
@@ -198,24 +204,9 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
         say(f"Warning: {caveat}")
 
 
-def _audited(run: Run) -> dict[str, Any]:
-    """What audit.json holds of a run that was audited since it was fitted, by this version."""
-    run.require(run.scores, "audit")
-    audited = run.read_audit()
-    if "flagged" not in audited:
-        raise UserError(
-            f"the scores are older than the fit; run first: accomplice audit {run.path}"
-        )
-    if audited.get("version") != AUDIT_VERSION:
-        raise UserError(
-            f"the audit is of another version of Accomplice; run first: accomplice audit {run.path}"
-        )
-    return audited
-
-
 def _judge(run: Run, experiment: Experiment) -> None:
     """Write the verdicts into scores.parquet and audit.json; the ranks then follow them."""
-    columns, audit = read_scores(run), run.read_audit()
+    columns, audit = read_scores(run), run.read_audited()
     sets = (audit["hidden_sets"], audit["look_alikes"], audit["strangers"])
     disputed = (columns["out_of_bag"] < 0) & experiment.gives_margins
     trial = judging.trial(experiment, columns["flagged"], disputed, *sets)
@@ -225,9 +216,13 @@ def _judge(run: Run, experiment: Experiment) -> None:
     scores = Scores(**{name: columns[name] for name in Scores._fields})
     suspicion = _rank_judged(experiment, scores, verdicts, audit["strangers"] or ())
     flagged, reached = columns["flagged"], columns["targets_reached"]
-    save_scores(run, experiment, scores, suspicion, flagged, reached, verdicts)
-    summary = judging.described(experiment, planned, verdicts)
-    run.replace_audit(**audit | {"verdict": summary})
+    # What is confirmed is not left out as what others replace.
+    replaced = redundant(scores, flagged | verdicts.confirmed)
+    summary = judging.described(experiment, planned, verdicts, flagged)
+    audit = {name: part for name, part in audit.items() if name not in JUDGED}
+    run.replace_audit(**audit)
+    save_scores(run, experiment, scores, suspicion, flagged, replaced, reached, verdicts)
+    run.replace_audit(**audit | {"redundant": int(replaced.sum()), "verdict": summary})
     say(f"Confirmed by retraining: {summary['confirmed']:,} of {summary['judged']:,} examples")
 
 
@@ -277,14 +272,12 @@ def trace_stage(
     run.require(run.datamodel, "fit")
     audit, targets, columns = experiment.config.audit, experiment.targets, mask_columns(experiment)
     chosen = tracing.target_positions(targets, named)
-    model = load_datamodel(run)
-    if len(model.intercept) != len(targets):
-        raise UserError(f"the fit lacks targets of the bank; run first: accomplice fit {run.path}")
+    model = load_datamodel(run, targets)
     to_end = tracing.label_is_bad(targets, chosen) | flip
     # What supports a right prediction is to be ended by the fewest, not by whole sets.
     audited = run.read_audit()
     if "flagged" in audited:
-        audited = _audited(run)
+        audited = run.read_audited()
     sets = [] if flip else tracing.suspected_sets(audited, experiment)
     carried = [] if flip else tracing.carried_sets(audited, experiment, chosen)
     higher = experiment.higher_is_better
@@ -298,7 +291,9 @@ def trace_stage(
         return removal.measure(planned, to_end)
 
     labels = np.asarray(experiment.train.examples.labels)
-    found = removal.search(retrain, order, columns, labels, audit.seeds, (audit.seed, 3))
+    found = removal.search(
+        retrain, order, columns, labels, audit.seeds, (audit.seed, RANDOM_TRACED)
+    )
     summary = {
         "targets": [targets.ids[at] for at in chosen],
         "flip": flip,
@@ -323,7 +318,7 @@ def clean_stage(run: Run, experiment: Experiment, out: Path) -> str:
     Raises:
         UserError: nothing was judged yet; another ending than .parquet; what cannot be written.
     """
-    if "verdict" not in _audited(run):
+    if "verdict" not in run.read_audited():
         raise UserError(f"nothing is judged yet; run first: accomplice verify {run.path}")
     return write_cleaned(run, experiment, read_scores(run), out)
 
@@ -334,8 +329,7 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     Raises:
         UserError: a run that was not verified.
     """
-    metrics = _audited(run)
-    if "verify" not in metrics or "verdict" not in metrics:
-        raise UserError(f"nothing is verified yet; run first: accomplice verify {run.path}")
+    metrics = run.read_verified()
+    model = load_datamodel(run, experiment.targets)
     found = verification.measure(run, experiment)
-    write_report(run, experiment, metrics, read_scores(run), load_datamodel(run), found.change)
+    write_report(run, experiment, metrics, read_scores(run), model, found.change)

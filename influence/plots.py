@@ -1,6 +1,7 @@
 """The report's plots, as SVG text."""
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +118,7 @@ def inspection(
     """Share of each attack found against the share of the ranked examples inspected.
 
     Args:
-        curves: by name, the rank of every example and whether it is planted.
+        curves: by name, the rank of every example that is scored, and whether it is planted.
         budget: the share that is flagged.
     """
     with mpl.rc_context(STYLE):
@@ -145,5 +146,6 @@ def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     whole = text.getvalue()
-    # Inside HTML only the element itself is wanted, not the XML prologue.
-    return whole[whole.index("<svg") :]
+    # Inside HTML only the element itself is wanted, not the XML prologue, nor names of its parts
+    # that those of other plots have as well.
+    return re.sub(r'<g id="[^"]*"', "<g", whole[whole.index("<svg") :])

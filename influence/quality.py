@@ -46,6 +46,12 @@ class Quality(NamedTuple):
     """In R2; the ceiling of the LDS is about its square root. NaN where it was not measured."""
 
 
+def known_mean(values: Float[np.ndarray, " k"]) -> float:
+    """The mean of what has a value, as the R2 of a constant target has none; NaN of nothing."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
 def judge(regression: Regression, model: AdditiveDatamodel, block: slice) -> Quality:
     """The quality of the datamodels of a block of targets."""
     columns = []

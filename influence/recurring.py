@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from datamodels.terms import alike
 from influence.experiment import Experiment
 from influence.levels import levels
 from influence.run import Run
-from influence.tables import write_table
+from influence.tables import read_table, write_table
 from influence.terms_file import TermRow
 
 
@@ -125,7 +124,7 @@ def update_scores(run: Run, experiment: Experiment, rows: Sequence[TermRow]) -> 
     """Write the column `targets_reached` of scores.parquet anew, where it is there."""
     if not run.scores.exists():
         return
-    table = pq.read_table(run.scores)
+    table = read_table(run.scores, f"audit {run.path}")
     if "targets_reached" in table.column_names:
         at = table.column_names.index("targets_reached")
         column = pa.array(targets_reached(experiment, rows))

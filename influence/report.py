@@ -215,18 +215,17 @@ def _strangers(
     scores: dict[str, np.ndarray],
 ) -> list[dict[str, Any]] | None:
     """Clusters among other labels, as `_with_looks`, with how much of each was flagged, and how
-    many of it are confirmed where it was judged as a whole."""
+    many of it are confirmed by themselves."""
     found = _with_looks(experiment, looks, sets)
     if found is None:
         return None
-    ids, judged = scores["id"], np.isfinite(scores["probability"])
-    confirmed = scores["status"] == "confirmed"
+    ids, judged = scores["id"], np.isfinite(scores["held_out_margin"])
     return [
         one
         | {
             "flagged": float(scores["flagged"][rows].mean()),
             "judged": bool(judged[rows].all()),
-            "confirmed": int(confirmed[rows].sum()),
+            "confirmed": int(scores["contradicted"][rows].sum()),
         }
         for one in found
         for rows in [np.isin(ids, one["examples"])]
@@ -280,14 +279,15 @@ def _seen(looks: Looks, known: Sequence[Any], shown: Sequence[Any]) -> list[tupl
 def _inspection_plot(
     experiment: Experiment, metrics: dict[str, Any], scores: dict[str, np.ndarray]
 ) -> str | None:
-    """The recall curves; None where no truth is known."""
+    """The recall curves, among clean examples as the table beside; None where no truth is known."""
     curves = {}
     for entry in metrics["detection"].values():
         if entry["attack_worked"]:
             rank = scores[f"rank_{entry['protocol']}"]
             planted = scores["planted"] == entry["attack"]
             name = f"{entry['attack'].replace('_', ' ')} ({entry['protocol']})"
-            curves[name] = (rank, planted)
+            scored = planted | (scores["planted"] == "")
+            curves[name] = (rank[scored], planted[scored])
     return plots.inspection(curves, experiment.config.audit.budget) if curves else None
 
 

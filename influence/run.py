@@ -11,8 +11,12 @@ from typing import Any
 
 from influence.config import Config, write_toml
 from training.bank import Manifest
-from training.errors import UserError
+from training.errors import UserError, reason
 from training.files import write_atomically, writing
+
+AUDIT_VERSION = 2
+"""Of what an audit leaves for the stages after it, in audit.json and scores.parquet; to be raised
+where they come to need more, or other things by the same names."""
 
 
 class Run:
@@ -35,10 +39,50 @@ class Run:
         self.progress = path / "metrics.jsonl"
 
     def read_audit(self) -> dict[str, Any]:
-        """The metrics so far; empty before the first."""
+        """The metrics so far; empty before the first.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         if not self.audit.exists():
             return {}
-        return json.loads(self.audit.read_text(encoding="utf-8"))
+        try:
+            return json.loads(self.audit.read_bytes())
+        except ValueError as error:
+            raise UserError(
+                f"{self.audit} is damaged ({reason(error)}); run again: accomplice fit {self.path}"
+                f", and what comes after it"
+            ) from error
+
+    def read_audited(self) -> dict[str, Any]:
+        """The metrics of a run that was audited since it was fitted, by this version.
+
+        Raises:
+            UserError: it was not.
+        """
+        self.require(self.scores, "audit")
+        audited = self.read_audit()
+        if "flagged" not in audited:
+            raise UserError(
+                f"the scores are older than the fit; run first: accomplice audit {self.path}"
+            )
+        if audited.get("version") != AUDIT_VERSION:
+            raise UserError(
+                f"the audit is of another version of Accomplice; run first: accomplice audit "
+                f"{self.path}"
+            )
+        return audited
+
+    def read_verified(self) -> dict[str, Any]:
+        """The metrics of a run that was verified since it was audited.
+
+        Raises:
+            UserError: it was not.
+        """
+        verified = self.read_audited()
+        if "verify" not in verified:
+            raise UserError(f"nothing is verified yet; run first: accomplice verify {self.path}")
+        return verified
 
     def replace_audit(self, **sections: Any) -> None:
         """Write audit.json anew: a stage drops what later stages made from older results."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from datamodels.estimates import Effects
 from influence.arms import group_name, masks_groups
@@ -13,11 +12,11 @@ from influence.artifacts import StoredDatamodel
 from influence.counterfactual import Change, Interval, interval
 from influence.experiment import Experiment
 from influence.looks import Looks
-from influence.quality import FALSE_DISCOVERIES, Quality
+from influence.quality import FALSE_DISCOVERIES, Quality, known_mean
 from influence.term_parts import Graph, TermPart, graph
 
 SHOWN = 10
-"""Targets of the incident; as many clean ones, and all that sets were found of."""
+"""Targets of an incident; as many clean ones, and all that sets were found of."""
 SHOWN_EFFECTS = 5
 """Of each sign."""
 SHOWN_TERMS = 6
@@ -63,7 +62,7 @@ def target_parts(
     change: Change,
     terms: Sequence[TermPart],
 ) -> list[TargetPart]:
-    """The first targets of the incident, the clean ones that change most, and those with terms.
+    """The first targets of an incident, the clean ones that change most, and those with terms.
 
     Args:
         experiment: of the run.
@@ -80,6 +79,8 @@ def target_parts(
     clean = slice(0, targets.clean.stop - first)
     by_change = first + np.argsort(-np.abs(change.predicted[clean]), kind="stable")[:SHOWN]
     incident = range(targets.incident.start, targets.incident.stop)[:SHOWN]
+    if experiment.protocol == "blind":
+        incident = range(0)
     with_terms = [at for at, id in enumerate(targets.ids) if id in own]
     chosen = dict.fromkeys([*incident, *with_terms, *by_change.tolist()])
     places = [at - first for at in chosen]
@@ -121,8 +122,8 @@ def _part(
         label=experiment.class_names[int(np.asarray(targets.examples.labels)[at])],
         picture=looks.picture(at),
         text=looks.text(at),
-        r2=_mean(quality.r2[:, at]),
-        ceiling=_mean(quality.ceiling[:, at]),
+        r2=known_mean(quality.r2[:, at]),
+        ceiling=known_mean(quality.ceiling[:, at]),
         found=int((q_values <= FALSE_DISCOVERIES).sum()),
         raising=[part(group) for group in order[:SHOWN_EFFECTS].tolist() if size[group] > 0],
         lowering=[part(group) for group in order[::-1][:SHOWN_EFFECTS].tolist() if size[group] < 0],
@@ -131,8 +132,3 @@ def _part(
         terms=terms[:SHOWN_TERMS],
         graph=graph(terms[:SHOWN_TERMS]),
     )
-
-
-def _mean(values: Float[np.ndarray, " a"]) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")

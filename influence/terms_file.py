@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodels.terms import Term
 from influence.quality import FALSE_DISCOVERIES
 from influence.run import Run
-from influence.tables import write_table
-from training.errors import UserError, reason
+from influence.tables import read_table, write_table
 
 Status = Literal["undecided", "found", "confirmed", "failed"]
 
@@ -108,12 +106,8 @@ def read_terms(run: Run) -> list[TermRow]:
     """
     if not run.terms.exists():
         return []
-    try:
-        return [_row(columns) for columns in pq.read_table(run.terms, schema=SCHEMA).to_pylist()]
-    except (OSError, TypeError, pa.ArrowException) as error:
-        raise UserError(
-            f"{run.terms} is damaged ({reason(error)}); run again: accomplice fit {run.path}"
-        ) from error
+    table = read_table(run.terms, f"fit {run.path}", SCHEMA)
+    return [_row(columns) for columns in table.to_pylist()]
 
 
 def _row(columns: dict[str, Any]) -> TermRow:

@@ -73,7 +73,7 @@ def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, 
             file that is no text.
     """
     ids, where = list(words), "--targets"
-    if len(ids) == 1 and Path(ids[0]).is_file():
+    if len(ids) == 1 and _is_file(ids[0]):
         where = words[0]
         try:
             ids = Path(ids[0]).read_text(encoding="utf-8").split()
@@ -85,7 +85,7 @@ def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, 
         )
     place = {id: number for number, id in enumerate(targets.ids)}
     for id in ids:
-        if id not in place and where == "--targets" and Path(id).is_file():
+        if id not in place and where == "--targets" and _is_file(id):
             raise UserError(f'--targets: "{id}" is a file; give it alone, or ids alone')
         if id not in place:
             raise UserError(
@@ -100,6 +100,14 @@ def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, 
         if ids.count(id) > 1:
             raise UserError(f"{where} names {id} twice")
     return np.array([place[id] for id in ids])
+
+
+def _is_file(word: str) -> bool:
+    """Also of what is too long for the name of one."""
+    try:
+        return Path(word).is_file()
+    except OSError:
+        return False
 
 
 def label_is_bad(targets: Targets, chosen: Int[np.ndarray, " t"]) -> Bool[np.ndarray, " t"]:

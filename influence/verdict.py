@@ -4,9 +4,10 @@ Examples: all suspects are left out together, so that none backs another, and th
 then that of models that saw neither it nor its like. Twice as often, random examples of the same
 labels are left out. Where the suspects are as random ones, an example's margin has any place among
 those of the random, with equal probability (a conformal p-value; Vovk, Gammerman & Shafer 2005);
-over all suspects, false discoveries are held (Benjamini & Hochberg 1995). What is found so is
-contradicted more than examples that nobody suspects are. So are hard clean ones, and suspects are
-the hardest: the test alone confirms nothing.
+over all suspects, false discoveries are held (Benjamini & Hochberg 1995). It is a mean over seeds,
+which is hardly ever as low as the lowest of single models, which those of the random are: so the
+test is careful. What is found so is contradicted more than examples that nobody suspects are. So
+are hard clean ones, and suspects are the hardest: the test alone confirms nothing.
 
 Sets that support one another: what their inputs have in common (`pattern`) is put on clean targets
 of other classes. Its transfer is the share of them that models give the set's class, with more than
@@ -28,11 +29,18 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
 from influence import calibration
-from influence.counterfactual import Interval, interval, random_like, share_positive
+from influence.counterfactual import (
+    RANDOM_SETS,
+    RANDOM_SUSPECTS,
+    Interval,
+    interval,
+    random_like,
+    share_positive,
+)
 
 LEVEL = 0.05
 """False discoveries among suspects (of what is contradicted more than random examples are), and
-probability of any among sets."""
+probability of any among sets, beside the random examples that were drawn for each."""
 DRAWS = 2
 """Random removals for each seed: of fewer than 1 / LEVEL in all, one bad example alone could not be
 told from the lowest of the random ones."""
@@ -43,6 +51,9 @@ contradicts, fewer are flagged."""
 EXCESS = 3.0
 """Times the flagged share of all examples that it must be as well. So must that of a cluster among
 other labels, since some kinds of examples stand among those of another class."""
+MOST_OF_LABEL = 0.5
+"""Share of a label beyond which its suspects are not judged by themselves: models that saw none of
+them hardly know the label, and contradict the right ones as well."""
 LEAST_UNIT = 1.0
 """Logits that margins are measured in at the least: of a model that hardly knows the clean targets,
 whose median margin may be 0 or below, a margin near 0 says nothing."""
@@ -158,16 +169,21 @@ class Cells(NamedTuple):
 
 def suspects_of(
     flagged: Bool[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
     sets: Sequence[Int[np.ndarray, " _"]],
     strangers: Sequence[Int[np.ndarray, " _"]] = (),
 ) -> Bool[np.ndarray, " n"]:
-    """The flagged, sets of which many are, and clusters among other labels of which some are."""
+    """The flagged, sets of which many are, and clusters among other labels of which some are.
+
+    None of a label of which they are more than `MOST_OF_LABEL`.
+    """
     suspects, least = flagged.copy(), EXCESS * flagged.mean()
     for rows in sets:
         suspects[rows] |= flagged[rows].mean() >= max(BACKED, least)
     for rows in strangers:
         suspects[rows] |= flagged[rows].mean() >= least
-    return suspects
+    share = np.bincount(labels, suspects) / np.maximum(np.bincount(labels), 1)
+    return suspects & (share[labels] <= MOST_OF_LABEL)
 
 
 def random_sets(
@@ -175,7 +191,7 @@ def random_sets(
 ) -> list[Int[np.ndarray, " _"]]:
     """For each set as many random examples of the same labels."""
     drawn = [
-        random_like(labels, _mask(rows, len(labels)), 1, (seed, 4, number))
+        random_like(labels, _mask(rows, len(labels)), 1, (seed, RANDOM_SETS, number))
         for number, rows in enumerate(sets)
     ]
     return [np.flatnonzero(found[0]) for found in drawn]
@@ -188,10 +204,11 @@ def cells_of(labels: Int[np.ndarray, " n"], candidates: Candidates, seeds: int, 
     def without(removed: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, "s n"]:
         return np.tile(~removed, (seeds, 1))
 
+    random = ~random_like(labels, candidates.suspects, DRAWS * seeds, (seed, RANDOM_SUSPECTS))
     return Cells(
         np.ones((seeds, count), bool),
         without(candidates.suspects),
-        tuple(np.split(~random_like(labels, candidates.suspects, DRAWS * seeds, (seed, 5)), DRAWS)),
+        tuple(np.split(random, DRAWS)),
         tuple(without(_mask(rows, count)) for rows in candidates.sets),
         tuple(without(_mask(rows, count)) for rows in candidates.random),
     )
@@ -217,7 +234,9 @@ def judge(candidates: Candidates, cells: Cells, margins: Margins) -> Verdicts:
     """What the retrains show."""
     count, first = len(cells.all()), 2 + DRAWS
     train = np.split(margins.train, count)
-    unit = max(float(np.nanmedian(np.split(margins.clean, count)[2])), LEAST_UNIT)
+    # Of models that lack as many examples as those by which suspects are judged.
+    _, _, random, *_ = np.split(margins.clean, count)
+    unit = max(float(np.nanmedian(random)), LEAST_UNIT)
     sets = [
         _judge_set(
             rows,
@@ -226,6 +245,7 @@ def judge(candidates: Candidates, cells: Cells, margins: Margins) -> Verdicts:
             train[0][:, rows] - train[first + at][:, rows],
             _given(margins.with_pattern[at], count, first + at),
             _given(margins.with_random_pattern[at], count, first + len(candidates.sets) + at),
+            max(margins.with_pattern[at].shape[1], 1),
         )
         for at, rows in enumerate(candidates.sets)
     ]
@@ -277,6 +297,7 @@ def _judge_set(
     loss: Float[np.ndarray, "s k"],
     given: Float[np.ndarray, "2 s"],
     random: Float[np.ndarray, "2 s"],
+    inputs: int,
 ) -> SetVerdict:
     transfer, random_transfer = given[0] - given[1], random[0] - random[1]
     saw, did_not = np.nanmean(given, 1).tolist()
@@ -287,18 +308,22 @@ def _judge_set(
         interval(random_transfer),
         sameness,
         disputed,
-        _p_value(transfer - random_transfer),
+        _p_value(transfer - random_transfer, 1 / inputs),
         calibration.of_set(float(np.nanmean(transfer)), sameness, disputed),
         np.nanmean(loss, 0),
     )
 
 
-def _p_value(differences: Float[np.ndarray, " s"]) -> float:
-    """Of a mean that is not above 0, by Student's test; members left out are NaN."""
+def _p_value(differences: Float[np.ndarray, " s"], resolution: float) -> float:
+    """Of a mean that is not above 0, by Student's test; members left out are NaN.
+
+    That several seeds give the same share of few inputs is no certainty: deviations are at least
+    the step by which shares differ.
+    """
     known = differences[np.isfinite(differences)]
     if len(known) < 2:
         return 1.0
-    error = max(float(known.std(ddof=1)) / np.sqrt(len(known)), 1e-30)
+    error = max(float(known.std(ddof=1)), resolution) / np.sqrt(len(known))
     return float(student.sf(known.mean() / error, len(known) - 1))
 
 

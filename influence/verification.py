@@ -98,11 +98,16 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     """What the retrains show.
 
     Raises:
-        UserError: they are not complete, or fewer than two members of a cell are finite.
+        UserError: they are not complete, or too few members are finite.
     """
-    rows = planned(run, experiment).arm.read()
-    contexts = list(_contexts(experiment))
-    if min(part.sum() for part in counterfactual.by_cell(rows.usable, contexts).values()) < 2:
+    arm = planned(run, experiment).arm
+    if arm.missing_units():
+        raise UserError(
+            f"the verification is not complete, or of other settings; run first: accomplice "
+            f"verify {run.path}"
+        )
+    rows, contexts = arm.read(), list(_contexts(experiment))
+    if counterfactual.fewest_seeds(rows.usable, contexts) < 2:
         raise UserError(
             f"{int((~rows.usable).sum())} of {len(rows.status)} members of the verification are "
             f"not finite, too many to compare; lower optim.learning_rate and sweep into another "
@@ -116,7 +121,7 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     targets = experiment.targets
     kept = slice(targets.clean.start, targets.incident.stop)
     cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0], contexts)
-    weights, removed = load_datamodel(run).weights, _removed(run, experiment)
+    weights, removed = load_datamodel(run, targets).weights, _removed(run, experiment)
     predicted = [-removed @ weights(block) for block in target_blocks(kept)]
     right = counterfactual.by_cell(counterfactual.share_positive(leads["clean"]), contexts)
     return Verification(

@@ -216,6 +216,10 @@ def test_export_never_writes_what_is_damaged(copied, tmp_path, capsys):
         (["sweep", SMOKE, "--shard", "3"], "--shard 3 must read i/k"),
         (["sweep", SMOKE, "--shard", "3/3"], "gives shard 3 of 3"),
         (["run", SMOKE, "--shard", "0/3"], "--shard belongs to accomplice sweep"),
+        (["run", SMOKE, "--shard=0/3"], "--shard belongs to accomplice sweep"),
+        (["sweep", SMOKE, "--shard=3/3"], "gives shard 3 of 3"),
+        (["sweep", SMOKE, "--engine=slurm"], "--engine slurm is unknown"),
+        (["sweep", SMOKE, "--dry-run=yes"], "--dry-run takes no value, and yes is given"),
     ],
 )
 def test_wrong_calls_are_one_line(whole, capsys, words, message):

@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 from test_influence_pipeline import SMOKE, read_json
 
-from influence.cleaning import as_trained
+from influence.cleaning import _require_free, as_trained
 from influence.cli import main
 from influence.config import Config, override
 from influence.experiment import prepare
+from influence.run import Run
 from training.data import load_rows
+from training.errors import UserError
 
 SMALL = [
     "--sweep.members", "40", "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2",
@@ -41,7 +43,12 @@ def check(run, out, capsys):
     gone = removed(out.with_name(f"{out.stem}_removed.csv"))
     assert sorted(int(row["id"]) for row in gone) == sorted(confirmed)
     assert all(row["reason"] for row in gone)
-    assert f"{len(confirmed)} that are confirmed" in said or not confirmed
+    surest = [float(row["probability"]) for row in gone]
+    assert surest == sorted(surest, reverse=True)
+    if confirmed:
+        assert f"{len(kept):,} rows, without the {len(confirmed):,} that are confirmed" in said
+    else:
+        assert f"Nothing is confirmed, so {out} has all {len(kept):,} rows" in said
     return kept, gone
 
 
@@ -53,7 +60,7 @@ def test_a_cleaned_data_set_can_be_trained_on(tmp_path, capsys):
     kept, gone = check(run, out, capsys)
     assert gone
     assert len(kept) == 1797 - len(gone)
-    again = ["run", SMOKE, "--out", str(tmp_path / "again"), "--data.source", str(out), *SMALL]
+    again = ["sweep", SMOKE, "--out", str(tmp_path / "again"), "--data.source", str(out), *SMALL]
     assert main([*again, "--data.train-count", "100"]) == 0
 
 
@@ -84,13 +91,11 @@ def pictures(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("planted", [[], ["--poison.label-flip-fraction", "0.05"]])
-def test_ones_own_columns_stay_and_what_was_planted_is_in_the_file(
-    pictures, tmp_path, capsys, planted
-):
+def test_ones_own_columns_stay_and_what_was_planted_is_in_the_file(pictures, tmp_path, capsys):
     config = tmp_path / "mine.toml"
     config.write_text(f'[data]\nsource = "{pictures}"\n[model]\nname = "linear"\n')
     run, out = tmp_path / "run", tmp_path / "out" / "clean.parquet"
+    planted = ["--poison.label-flip-fraction", "0.05"]
     assert main(["run", str(config), "--out", str(run), *SMALL, *planted]) == 0
     kept, gone = check(run, out, capsys)
     assert kept.column_names == ["image", "label", "note"]
@@ -143,15 +148,39 @@ def test_what_cannot_be_cleaned_is_told(tmp_path, capsys):
     assert "confirmed" in read_json(run / "audit.json")["verdict"]
 
 
-def test_the_data_of_a_run_are_never_written_over(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    rows = {"a": rng.normal(size=80), "b": rng.normal(size=80), "label": np.arange(80) % 2}
-    source, run = tmp_path / "mine.parquet", tmp_path / "run"
-    datasets.Dataset.from_dict(rows).to_parquet(str(source))
-    words = ["--data.source", str(source), "--poison.backdoor-fraction", "0", "--data.train-count"]
-    assert main(["run", SMOKE, "--out", str(run), *SMALL, *words, "50", "--data.target-count",
-                 "20"]) == 0  # fmt: skip
-    before = source.read_bytes()
-    assert main(["clean", str(run), "--out", str(tmp_path / "x" / ".." / "mine.parquet")]) == 2
-    assert "is the data that the run is of" in capsys.readouterr().err
-    assert source.read_bytes() == before
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("mine.parquet", "mine.parquet"),
+        ("mine.parquet", "folder/../mine.parquet"),
+        ("mine_removed.csv", "mine.parquet"),
+        ("folder", "folder/clean.parquet"),
+        ("folder/*.parquet", "folder/clean.parquet"),
+        ("folder/*.csv", "folder/clean.parquet"),
+        ("fold*/**/*.parquet", "folder/deep/clean.parquet"),
+    ],
+)
+def test_nothing_is_written_among_the_data_of_a_run(tmp_path, source, out):
+    (tmp_path / "folder").mkdir()
+    for name in ("mine.parquet", "mine_removed.csv", "folder/one.csv"):
+        (tmp_path / name).write_text("data")
+    with pytest.raises(UserError, match="is or would be of the data that the run is of"):
+        claim(tmp_path, out, source)
+
+
+def test_what_is_beside_the_data_may_be_written_and_written_again(tmp_path):
+    source = "folder/*.csv"
+    claim(tmp_path, "clean.parquet", source)
+    claim(tmp_path, "folder/deep/clean.parquet", source)
+    listed = tmp_path / "clean_removed.csv"
+    listed.write_text("id,label,class,probability,reason\n")
+    claim(tmp_path, "clean.parquet", source)
+    listed.write_text("my own list\n")
+    with pytest.raises(UserError, match="another file is there"):
+        claim(tmp_path, "clean.parquet", source)
+
+
+def claim(folder, out, source):
+    file = folder / out
+    list_file = file.with_name(f"{file.stem}_removed.csv")
+    _require_free(file, list_file, Run(folder / "run"), str(folder / source))

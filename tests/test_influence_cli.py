@@ -1,12 +1,15 @@
 """The command line: every mistake is one clear line and exit code 2, never a traceback."""
 
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from influence import cli
 from influence.cli import main
+from influence.config import Config
 
 
 def write(folder, name, text):
@@ -108,6 +111,7 @@ def test_a_mistake_in_config_or_data(tmp_path, capsys, data, sections, message):
         (lambda row, v: [*v[:2], "yes"], "holds yes alone; at least two classes are needed"),
         (lambda row, v: ["word", *v[1:]], 'column "a" is not numbers'),
         (lambda row, v: [*v[:2], "0"], "holds 0 alone; at least two classes are needed"),
+        (lambda row, v: [*v[:2], "1"], "holds 1 alone; at least two classes are needed"),
     ],
 )
 def test_a_mistake_in_a_table(tmp_path, capsys, change, message):
@@ -146,17 +150,31 @@ def test_too_few_examples_are_refused(tmp_path, capsys):
     assert "9 training examples are too few" in refused(capsys, "run", config)
 
 
-def test_help_of_run_lists_every_key_without_starting_jax():
+def test_help_of_run_lists_every_key_and_starts_no_device():
     code = (
         "import sys; from influence.cli import main\n"
         "try:\n    main(['run', '--help'])\n"
         "except SystemExit as stop:\n    assert stop.code == 0\n"
+        "from jax._src import xla_bridge\n"
+        "print(xla_bridge.backends_are_initialized())\n"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    for key in ("--data.source", "--sweep.members", "--audit.budget", "--out"):
-        assert key in shown
+    for section in dataclasses.fields(Config):
+        for key in dataclasses.fields(section.type):
+            assert f"--{section.name}.{key.name}".replace("_", "-") in shown
+    assert "--out" in shown
+    assert shown.endswith("False\n")
+
+
+def test_a_place_that_may_not_be_read_is_named(capsys, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(13, "Permission denied", "/other/run/manifest.json")
+
+    monkeypatch.setattr(cli, "_dispatch", forbidden)
+    assert main(["report", "/other/run"]) == 2
+    assert "no permission for /other/run/manifest.json" in capsys.readouterr().err
 
 
 def test_a_model_with_state_takes_whole_batches(tmp_path, capsys, monkeypatch):

@@ -43,6 +43,18 @@ def test_more_seeds_leave_the_masks_of_the_first_as_they_are():
         np.testing.assert_array_equal(few[cell], many[cell][:3])
 
 
+def test_seeds_count_where_both_cells_that_are_compared_have_them():
+    contexts = list(some_contexts(3))
+    usable = np.ones((len(cell_names(contexts)), 3), bool)
+    assert counterfactual.fewest_seeds(usable.ravel(), contexts) == 3
+    place = cell_names(contexts).index
+    usable[place("after_random")] = [True, False, True]
+    assert counterfactual.fewest_seeds(usable.ravel(), contexts) == 2
+    kept, dropped = map(place, counterfactual.context_cells(contexts[1]))
+    usable[kept], usable[dropped] = [True, True, False], [False, True, True]
+    assert counterfactual.fewest_seeds(usable.ravel(), contexts) == 1
+
+
 def test_the_plan_pairs_the_cells_seed_by_seed():
     labels, confirmed, flagged = np.arange(50) % 3, np.arange(50) < 3, np.arange(50) < 5
     contexts = some_contexts(4)

@@ -11,7 +11,7 @@ import pytest
 
 from influence.artifacts import load_datamodel
 from influence.cli import main
-from influence.run import Run
+from influence.sweeping import load_experiment
 from training.bank import Bank
 
 SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
@@ -52,7 +52,8 @@ def test_groups_and_several_alphas_are_arms_that_grow(tmp_path, capsys):
     # What a group does is said of each of its examples.
     effect = np.array(scores["incident_effect"])
     assert all(np.ptp(effect[group_of == group]) == 0 for group in range(20))
-    model = load_datamodel(Run(run))
+    opened, experiment, _ = load_experiment(run)
+    model = load_datamodel(opened, experiment.targets)
     assert model.weights(slice(0, 270)).shape == (20, 270)
     assert model.effects(slice(0, 66)).shape == (20, 66)
     np.testing.assert_array_equal(np.unique(model.mean_effects.estimate[group_of, 1]),
@@ -89,7 +90,8 @@ def test_two_levels_choose_clusters_then_examples(tmp_path):
     sizes = np.bincount(clusters)
     whole = np.stack([masks[:, clusters == group].any(1) for group in range(len(sizes))], axis=1)
     assert abs(whole[:, sizes > 6].mean() - 0.7) < 0.1
-    model = load_datamodel(Run(run))
+    opened, experiment, _ = load_experiment(run)
+    model = load_datamodel(opened, experiment.targets)
     assert np.isfinite(model.effects(slice(0, 60))).all()
 
 

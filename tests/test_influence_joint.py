@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,6 +25,7 @@ from influence.sweeping import load_experiment
 from influence.terms_file import TermRow, read_terms, save_terms
 from training.bank import Bank
 from training.data import DataConfig
+from training.errors import UserError
 from training.examples import Examples
 from training.groups import Groups, GroupsConfig
 from training.sweep import SweepConfig
@@ -62,12 +64,12 @@ def test_terms_are_written_verified_and_shown(run, capsys):
     assert all(each.q_value <= 0.1 for each in found)
     assert {each.status for each in tested if each.q_value > 0.1} <= {"undecided"}
     assert all(set(each.groups) <= set(range(20)) for each in found)
-    assert "not checked" not in run.report.read_text()
     assert "None was checked by retraining" in run.report.read_text()
 
     capsys.readouterr()
     assert main(["verify", str(run.path), "--joint"]) == 0
     said = capsys.readouterr()
+    assert "Retraining" in said.err
     assert "joint effects are confirmed by retraining" in said.out + said.err
     verified = [each for each in read_terms(run) if each.verified_effect is not None]
     assert len(verified) == min(2, len(found))
@@ -88,7 +90,7 @@ def test_terms_are_written_verified_and_shown(run, capsys):
 
     # What was retrained is not retrained again, and is compared with what is claimed of it.
     assert main(["verify", str(run.path), "--joint"]) == 0
-    assert "Retraining" not in capsys.readouterr().out
+    assert "Retraining" not in capsys.readouterr().err
     measured = read_terms(run)
     assert main(["fit", str(run.path)]) == 0
     assert read_terms(run) == measured
@@ -209,7 +211,10 @@ def test_damaged_or_missing_terms_are_told(tmp_path, capsys):
     save_terms(broken, rows)
     assert read_terms(broken) == rows
     broken.terms.write_bytes(b"no parquet")
-    with pytest.raises(Exception, match=r"is damaged .* run again: accomplice fit"):
+    with pytest.raises(UserError, match=r"is damaged .* run again: accomplice fit"):
+        read_terms(broken)
+    pq.write_table(pa.table({"target": ["clean:1"]}), broken.terms)
+    with pytest.raises(UserError, match=r"another version .* columns target\); run again"):
         read_terms(broken)
 
 
@@ -245,9 +250,10 @@ def test_the_incident_and_then_the_worst_of_each_class_are_chosen():
     targets = Targets(examples, tuple("abcdefg"), slice(0, 1), slice(1, 6), slice(6, 7))
     r2 = np.array([[0.0, 0.5, 0.1, 0.2, 0.7, 0.6, 0.9]])
     quality = Quality(r2, r2, np.full((1, 7), 0.9))
-    assert choose_targets(targets, quality, 5).tolist() == [6, 2, 5, 3, 4]
+    assert choose_targets(targets, quality, 5, "incident").tolist() == [6, 2, 5, 3, 4]
+    assert choose_targets(targets, quality, 5, "blind").tolist() == [2, 5, 3, 4, 1]
     without = quality._replace(ceiling=np.full((1, 7), np.nan))
-    assert choose_targets(targets, without, 2).tolist() == [6, 2]
+    assert choose_targets(targets, without, 2, "incident").tolist() == [6, 2]
 
 
 @pytest.mark.parametrize(

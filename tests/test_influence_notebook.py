@@ -1,6 +1,8 @@
 """Load, run and show from Python."""
 
+import copy
 import json
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -35,6 +37,7 @@ def test_three_lines_show_what_was_found(result, capsys):
 
 
 def test_a_notebook_shows_the_summary_as_html_that_is_closed_and_escaped(result):
+    result = copy.deepcopy(result)
     result.audit["verify"]["success_by_attack"]["<script>"] = result.audit["verify"]["accuracy"]
     page, open_tags = result._repr_html_(), []
 
@@ -47,7 +50,6 @@ def test_a_notebook_shows_the_summary_as_html_that_is_closed_and_escaped(result)
             assert open_tags.pop() == tag
 
     Check().feed(page)
-    del result.audit["verify"]["success_by_attack"]["<script>"]
     assert not open_tags
     assert "&lt;script&gt;" in page
     assert page.count("<tr>") == 1 + notebook.SHOWN
@@ -66,8 +68,12 @@ def test_a_finished_run_is_opened_and_an_unfinished_one_is_told(result, tmp_path
         )
     ]
     assert main(["sweep", SMOKE, "--out", str(tmp_path / "run"), *words]) == 0
-    with pytest.raises(UserError, match="run first: accomplice report"):
+    with pytest.raises(UserError, match="run first: accomplice audit"):
         notebook.open_result(tmp_path / "run")
+    copied = shutil.copytree(result.path, tmp_path / "copied")
+    assert main(["audit", str(copied)]) == 0
+    with pytest.raises(UserError, match="run first: accomplice verify"):
+        notebook.open_result(copied)
 
 
 def test_keys_that_do_not_exist_are_named():

@@ -423,7 +423,9 @@ def test_the_trace_of_an_older_fit_is_not_shown_and_a_damaged_one_is_named(run, 
     assert sum(one.removed for one in part.first) == min(12, len(part.summary["removed"]))
     for changed in ("[]", "{"):
         run.trace.write_text(changed)
-        with pytest.raises(UserError, match=r"the trace in .* is damaged"):
+        with pytest.raises(
+            UserError, match=r"trace.json is damaged .* run again: accomplice trace"
+        ):
             trace_part(run, experiment, looks)
     for changed in (part.summary | {"fit": "another"}, part.summary | {"targets": ["clean:99999"]}):
         run.trace.write_text(json.dumps(changed))

@@ -43,22 +43,35 @@ def test_cells_leave_out_what_they_say():
     assert len(cells.all()) == 2 + verdict.DRAWS + 2 * len(found.sets)
 
 
+OF_ONE = np.zeros(60, int)
+"""Labels that are all the same."""
+
+
+def test_of_a_label_that_is_mostly_suspect_none_is_judged_by_itself():
+    labels = np.repeat([0, 1, 2], [80, 5, 6])
+    rare, half, others = np.arange(80, 85), np.arange(85, 88), np.arange(5)
+    flagged = np.isin(np.arange(91), [*others, *rare, *half])
+    found = verdict.suspects_of(flagged, labels, [])
+    assert np.flatnonzero(found).tolist() == [*others, *half]
+
+
 def test_sets_of_which_many_are_flagged_are_suspect_as_a_whole():
     flagged = np.isin(np.arange(60), [0, 1, 10, 20])
     backed, natural = np.arange(6), np.arange(10, 20)
-    found = verdict.suspects_of(flagged, [backed, natural])
+    found = verdict.suspects_of(flagged, OF_ONE, [backed, natural])
     assert np.flatnonzero(found).tolist() == [*range(6), 10, 20]
     assert flagged.sum() == 4
     # Where much is flagged, many of a set are so by chance.
     flagged = np.arange(60) < 12
-    assert np.flatnonzero(verdict.suspects_of(flagged, [np.arange(7, 13)])).tolist() == [*range(13)]
-    assert (verdict.suspects_of(flagged, [np.arange(11, 13)]) == flagged).all()
+    found = verdict.suspects_of(flagged, OF_ONE, [np.arange(7, 13)])
+    assert np.flatnonzero(found).tolist() == [*range(13)]
+    assert (verdict.suspects_of(flagged, OF_ONE, [np.arange(11, 13)]) == flagged).all()
 
 
 def test_a_cluster_among_other_labels_is_suspect_only_if_more_of_it_is_flagged_than_of_all():
-    flagged = np.isin(np.arange(100), [0, 1, 10, 20])
+    flagged, labels = np.isin(np.arange(100), [0, 1, 10, 20]), np.zeros(100, int)
     mistaken, kind = np.arange(8), np.arange(10, 40)
-    found = verdict.suspects_of(flagged, [], [mistaken, kind])
+    found = verdict.suspects_of(flagged, labels, [], [mistaken, kind])
     assert np.flatnonzero(found).tolist() == [*range(8), 10, 20]
 
 
@@ -66,7 +79,7 @@ def test_a_set_that_is_no_suspect_is_judged_as_a_set_alone():
     labels = np.arange(90) % 3
     sets = (np.arange(30, 36), np.arange(40, 46))
     flagged = np.arange(90) < 9
-    suspects = verdict.suspects_of(flagged, sets)
+    suspects = verdict.suspects_of(flagged, labels, sets)
     np.testing.assert_array_equal(suspects, flagged)
     random = tuple(random_sets(labels, sets, 0))
     found = Candidates(suspects, sets, random, (0.95, 0.95), (0.0, 0.0))
@@ -197,6 +210,14 @@ def test_nothing_is_confirmed_where_suspects_are_no_worse_than_random_ones():
 def test_conformal_p_values_are_shares_of_the_controls(controls, value):
     (p,) = conformal_p_values(np.array([value]), np.array(controls))
     assert p == pytest.approx((1 + sum(c <= value for c in controls)) / (1 + len(controls)))
+
+
+def test_seeds_that_agree_prove_no_more_than_a_share_of_so_many_inputs_can():
+    apart, together = np.array([0.4, 0.6]), np.array([0.5, 0.5])
+    ten, hundred = (verdict._p_value(together, 1 / inputs) for inputs in (10, 100))
+    assert 0.001 < hundred < ten < verdict._p_value(apart, 1 / 100) < 0.1
+    assert verdict._p_value(np.zeros(8), 1 / 100) == 0.5
+    assert verdict._p_value(np.array([0.5, np.nan]), 1 / 100) == 1
 
 
 def test_p_values_over_all_sets_are_holms():

@@ -94,7 +94,9 @@
 // A link to a part opens it.
 (() => {
   const open = () => {
-    const part = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    let name = location.hash.slice(1);
+    try { name = decodeURIComponent(name); } catch { return; }
+    const part = document.getElementById(name);
     if (part instanceof HTMLDetailsElement) { part.open = true; part.scrollIntoView(); }
   };
   addEventListener("hashchange", open);
