@@ -1,6 +1,7 @@
 # Two commands for newcomers (demo, test) and what contributors and CI use.
 PYTHON ?= python3
 BIN := .venv/bin
+MARK ?= not slow
 
 .PHONY: demo test check clean
 
@@ -8,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/accomplice run configs/digits.toml
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(MARK)"
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -36,6 +36,17 @@ def blocks(language):
     return [(page.name, text) for page in PAGES for text in pattern.findall(page.read_text())]
 
 
+def different(blocks):
+    """Without those that another one repeats or begins with."""
+    pages = {text: page for page, text in reversed(blocks)}
+    texts = list(dict.fromkeys(text for _, text in blocks))
+    return [
+        (pages[text], text)
+        for text in texts
+        if not any(other != text and other.startswith(text) for other in texts)
+    ]
+
+
 def write_idx(path, array):
     sizes = np.array(array.shape, ">u4").tobytes()
     path.write_bytes(gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()))
@@ -88,7 +99,7 @@ def commands():
     """The blocks of commands; whole runs, each a process that compiles anew, are slow."""
     return [
         pytest.param(*named, marks=[pytest.mark.slow] if "accomplice run" in named[1] else [])
-        for named in blocks("sh")
+        for named in different(blocks("sh"))
     ]
 
 
@@ -112,7 +123,8 @@ def test_commands_of_the_docs_run(page, block, workplace, request):
         shutil.copytree(request.getfixturevalue("demo"), workplace / "runs")
         lines = lines[1:]
     for command in lines:
-        takes_options = command.split()[1] in ("run", "sweep") and ".toml" in command
+        stage = re.search(r"accomplice (\w+)", command)
+        takes_options = stage and stage[1] in ("run", "sweep") and ".toml" in command
         assert run(command, workplace, SMALL if takes_options else ())
 
 
