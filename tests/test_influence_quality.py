@@ -26,7 +26,7 @@ SOUND = {
         "largest_relative_gap": 1e-6,
         "seeds": "independent",
     },
-    "verdict": {"not_finite": 0},
+    "verdict": {"not_finite": 0, "not_judged": 0},
     "verify": {"not_finite": 0, "accuracy": {"before": [0.9, 0.8, 1.0]}, "majority": 0.3},
 }
 
@@ -43,6 +43,7 @@ SOUND = {
         ("fit", {"seeds": "common", "ceiling": None}, "All members share one training key"),
         ("fit", {"ceiling": None}, "No mask was retrained with several seeds"),
         ("verify", {"majority": 0.95}, "always naming the commonest class"),
+        ("verdict", {"not_judged": 5}, "5 flagged examples were not judged: more than half of"),
     ],
 )
 def test_a_reader_is_warned_of_figures_that_mean_nothing(section, change, said):
