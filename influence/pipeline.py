@@ -188,11 +188,11 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     """
     audited = run.read_audited()
     # A fit of other targets is refused before anything is retrained.
-    load_datamodel(run, experiment.targets)
+    weights = load_datamodel(run, experiment.targets).weights
     _judge(run, experiment)
     planned = verification.planned(run, experiment)
     make_planned(run, experiment, planned, verification.task(experiment), "Verify by retraining")
-    found = verification.measure(run, experiment)
+    found = verification.measure(run, experiment, weights)
     leaked, scores = copies.positions(experiment, audited["copies"]), read_scores(run)
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
@@ -331,5 +331,5 @@ def report_stage(run: Run, experiment: Experiment) -> None:
     """
     metrics = run.read_verified()
     model = load_datamodel(run, experiment.targets)
-    found = verification.measure(run, experiment)
+    found = verification.measure(run, experiment, model.weights)
     write_report(run, experiment, metrics, read_scores(run), model, found.change)

@@ -16,7 +16,8 @@ from influence.arms import (
     main_task,
     mask_columns,
 )
-from influence.artifacts import load_datamodel, read_scores
+from influence.artifacts import read_scores
+from influence.audit import Weights
 from influence.counterfactual import Change, Interval
 from influence.experiment import Experiment
 from influence.members import target_blocks
@@ -94,8 +95,8 @@ def planned(run: Run, experiment: Experiment) -> Planned:
     return beside(run, experiment, spec, design, inputs, ids)
 
 
-def measure(run: Run, experiment: Experiment) -> Verification:
-    """What the retrains show.
+def measure(run: Run, experiment: Experiment, weights: Weights) -> Verification:
+    """What the retrains show, beside what datamodel weights foretell.
 
     Raises:
         UserError: they are not complete, or too few members are finite.
@@ -121,7 +122,7 @@ def measure(run: Run, experiment: Experiment) -> Verification:
     targets = experiment.targets
     kept = slice(targets.clean.start, targets.incident.stop)
     cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0], contexts)
-    weights, removed = load_datamodel(run, targets).weights, _removed(run, experiment)
+    removed = _removed(run, experiment)
     predicted = [-removed @ weights(block) for block in target_blocks(kept)]
     right = counterfactual.by_cell(counterfactual.share_positive(leads["clean"]), contexts)
     return Verification(
