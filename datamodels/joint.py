@@ -195,7 +195,7 @@ class JointDatamodel:
                     sets = [candidate.groups for candidate in joint_terms.proposed(half)]
                     counted += [
                         term.target == target
-                        and any(joint_terms.alike(term.groups, own) for own in sets)
+                        and any(joint_terms.mostly_same(term.groups, own) for own in sets)
                         for term in terms
                     ]
         return counted / (2 * splits)

@@ -139,12 +139,14 @@ def without_overlaps(found: list[Assessed]) -> list[Assessed]:
     kept: list[Assessed] = []
     for each in sorted(found, key=lambda each: (each.p_value, each.groups)):
         own = set(each.groups)
-        if not any(own < set(surer.groups) or alike(each.groups, surer.groups) for surer in kept):
+        if not any(
+            own < set(surer.groups) or mostly_same(each.groups, surer.groups) for surer in kept
+        ):
             kept.append(each)
     return kept
 
 
-def alike(one: Iterable[Hashable], other: Iterable[Hashable]) -> bool:
+def mostly_same(one: Iterable[Hashable], other: Iterable[Hashable]) -> bool:
     """Whether two sets share more than half of what they have together."""
     first, second = set(one), set(other)
     return 2 * len(first & second) > len(first | second)

@@ -109,6 +109,12 @@ class Experiment:
         """What the audit may see: as the config says, but blind where there is no incident."""
         return "blind" if self.incident_attack is None else self.config.audit.protocol
 
+    @property
+    def bad_targets(self) -> range:
+        """Where the targets of the incident stand; none in a blind audit, which sees none."""
+        incident = range(self.targets.incident.start, self.targets.incident.stop)
+        return incident[:0] if self.protocol == "blind" else incident
+
 
 NOTHING_STORED = Stored()
 

@@ -1,5 +1,6 @@
 """The joint datamodels of a run: on which targets, how good they are, and their terms."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ class JointFit(NamedTuple):
 
 
 def choose_targets(
-    targets: Targets, quality: Quality, count: int, protocol: str
+    targets: Targets, quality: Quality, count: int, bad_targets: Sequence[int]
 ) -> Int[np.ndarray, " t"]:
     """An incident's targets, then clean ones of which the additive datamodel leaves most.
 
@@ -38,7 +39,7 @@ def choose_targets(
         targets: of the run.
         quality: of the additive datamodels.
         count: how many at most.
-        protocol: of the run; a blind one sees clean targets alone.
+        bad_targets: of the incident, as positions; none in a blind audit.
     """
     explainable = np.where(np.isfinite(quality.ceiling), quality.ceiling, 1).mean(0)
     left = explainable - np.where(np.isfinite(quality.r2), quality.r2, np.inf).mean(0)
@@ -48,10 +49,8 @@ def choose_targets(
     place = np.zeros(len(clean), int)
     for label in np.unique(labels):
         place[labels == label] = np.arange((labels == label).sum())
-    incident = np.arange(targets.incident.start, targets.incident.stop)
-    if protocol == "blind":
-        incident = incident[:0]
-    return np.concatenate([incident, clean[np.argsort(place, kind="stable")]])[:count]
+    bad = np.asarray(bad_targets, int)
+    return np.concatenate([bad, clean[np.argsort(place, kind="stable")]])[:count]
 
 
 def fit(regression: Regression) -> JointFit:

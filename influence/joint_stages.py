@@ -31,7 +31,9 @@ def fit_joint(
     if against is not None:
         run.terms.unlink(missing_ok=True)
         return {"reason_against": against}
-    chosen = joint.choose_targets(targets, additive, config.fit.joint_targets, experiment.protocol)
+    chosen = joint.choose_targets(
+        targets, additive, config.fit.joint_targets, experiment.bad_targets
+    )
     by_level, rows = {}, []
     for level in levels.levels(experiment):
         by_level[level.name], own = _fit_level(run, experiment, bank, level, chosen)
@@ -140,7 +142,7 @@ def refine_stage(
     run, experiment, bank = sweep_stage(experiment, run.path)
     finest, config = levels.levels(experiment)[-1], experiment.config
     chosen = joint.choose_targets(
-        experiment.targets, additive, config.fit.joint_targets, experiment.protocol
+        experiment.targets, additive, config.fit.joint_targets, experiment.bad_targets
     )
     summary, own = _fit_level(run, experiment, bank, finest, chosen)
     rows = [*own, *(row for row in read_terms(run) if row.level != finest.name)]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from datamodels.design import Listed
-from datamodels.terms import alike
+from datamodels.terms import mostly_same
 from influence import pattern
 from influence.arms import VERDICT_STREAM, main_task, positions_of
 from influence.experiment import Experiment
@@ -112,7 +112,7 @@ def _of_one_pattern(
     having = [len(rows) * one.sameness for rows, one in zip(sets, patterns, strict=True)]
     kept: list[int] = []
     for at in np.argsort(-np.array(having), kind="stable").tolist():
-        if not any(alike(sets[at], sets[other]) for other in kept):
+        if not any(mostly_same(sets[at], sets[other]) for other in kept):
             kept.append(at)
     return [(sets[at], patterns[at]) for at in sorted(kept)]
 

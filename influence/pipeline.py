@@ -14,15 +14,18 @@ from datamodels.additive import AdditiveDatamodel
 from datamodels.checks import separation
 from influence import (
     attribution,
-    copies,
     detection,
     hidden_support,
+    image_clusters,
     joint_stages,
     judging,
+    leakage,
     look_alikes,
     quality,
     removal,
+    strangers,
     subpopulations,
+    trace_words,
     tracing,
     verification,
 )
@@ -158,6 +161,7 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
     with_sets = experiment.vocabulary > 0
     flagged = flag(scores, experiment.protocol, config.audit.budget, with_sets=with_sets)
     replaced = redundant(scores, flagged)
+    clusters = image_clusters.of_training(experiment)
     fit = run.read_audit()["fit"]
     found = {
         "version": AUDIT_VERSION,
@@ -165,8 +169,9 @@ def audit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
         "flagged": int(flagged.sum()),
         "examples": len(experiment.train),
         "hidden_sets": hidden_support.described(experiment, hidden),
-        **look_alikes.described(experiment),
-        "copies": copies.search(experiment, model.weights),
+        "look_alikes": None if clusters is None else look_alikes.described(experiment, clusters),
+        "strangers": None if clusters is None else strangers.described(experiment, clusters),
+        "copies": leakage.search(experiment, model.weights),
         "redundant": int(replaced.sum()),
         "lowering": lowering(scores, columns, experiment.train.ids, quality.FALSE_DISCOVERIES),
         "subpopulations": subpopulations.described(experiment, model.weights),
@@ -193,7 +198,7 @@ def verify_stage(run: Run, experiment: Experiment) -> None:
     planned = verification.planned(run, experiment)
     make_planned(run, experiment, planned, verification.task(experiment), "Verify by retraining")
     found = verification.measure(run, experiment, weights)
-    leaked, scores = copies.positions(experiment, audited["copies"]), read_scores(run)
+    leaked, scores = leakage.positions(experiment, audited["copies"]), read_scores(run)
     metrics = run.read_audit() | {
         "verify": verification.summary(experiment, found),
         "detection": detection.summary(experiment.attacks, scores, found.success),
@@ -227,21 +232,21 @@ def _judge(run: Run, experiment: Experiment) -> None:
 
 
 def _rank_judged(
-    experiment: Experiment, scores: Scores, verdicts: Verdicts, strangers: Sequence[dict[str, Any]]
+    experiment: Experiment, scores: Scores, verdicts: Verdicts, clusters: Sequence[dict[str, Any]]
 ) -> Suspicion:
-    """The ranks that follow the verdicts; `strangers` as in audit.json.
+    """The ranks that follow the verdicts; `clusters` are the `strangers` of audit.json.
 
     The bad predictions of an incident decide which examples are judged by themselves: there the
     blind rank follows only what retraining showed of sets, which are found without them.
     """
     train, examples = experiment.train, verdicts.examples
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
-    clusters = [positions_of(train.ids.tolist(), one["examples"]) for one in strangers]
+    found = [positions_of(train.ids.tolist(), one["examples"]) for one in clusters]
 
     def ranked(margin: Float[np.ndarray, " n"], confirmed: Bool[np.ndarray, " n"]) -> Suspicion:
         outputs = unseen(scores.out_of_bag, margin)
         alike = mean_of_alike(np.minimum(outputs, 0), inputs, labels, experiment.vocabulary)
-        strange = mostly_confirmed(confirmed, clusters)
+        strange = mostly_confirmed(confirmed, found)
         return suspect_judged(scores, verdicts.support, outputs, alike, strange)
 
     unknown = np.full_like(examples.margin, np.nan)
@@ -309,7 +314,7 @@ def trace_stage(
             summary["predicted"] = foretold
     save_trace(run, experiment, traced, columns, summary)
     shown = f"\nSee it in the report: accomplice report {run.path}" if run.report.exists() else ""
-    return removal.said(summary) + shown
+    return trace_words.said(summary) + shown
 
 
 def clean_stage(run: Run, experiment: Experiment, out: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from datamodels.terms import alike
+from datamodels.terms import mostly_same
 from influence.experiment import Experiment
 from influence.levels import levels
 from influence.run import Run
@@ -68,7 +68,7 @@ def _recurring_in(rows: Sequence[TermRow]) -> list[Recurring]:
     """Of rows that all act in one way."""
     names = list(dict.fromkeys(row.target for row in rows))
     of_target = np.array([[row.target == name for name in names] for row in rows], np.float32)
-    same = np.array([[alike(one.groups, other.groups) for other in rows] for one in rows])
+    same = np.array([[mostly_same(one.groups, other.groups) for other in rows] for one in rows])
     found, left = [], np.ones(len(rows), bool)
     while left.any():
         reached = (same[:, left].astype(np.float32) @ of_target[left] > 0).sum(1)
@@ -83,7 +83,7 @@ def _recurring_in(rows: Sequence[TermRow]) -> list[Recurring]:
 
 
 def _same_way(one: TermRow, other: TermRow) -> bool:
-    return _way(one) == _way(other) and alike(one.groups, other.groups)
+    return _way(one) == _way(other) and mostly_same(one.groups, other.groups)
 
 
 def _way(row: TermRow) -> tuple[str, str, int]:

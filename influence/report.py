@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from influence import formats, pattern, plots
+from influence import formats, leakage, pattern, plots
 from influence.arms import masks_groups, positions_of
 from influence.artifacts import StoredDatamodel
 from influence.caveats import caveats
-from influence.copies import positions
 from influence.counterfactual import Change
 from influence.example_table import ExampleTable, example_table
 from influence.experiment import Experiment
@@ -239,7 +238,9 @@ def _copies(
     shown, first = copies[:SHOWN_COPIES], experiment.targets.clean.start
     return [
         row | {"pictures": [looks.picture(first + target), looks.picture(example)]}
-        for row, (target, example) in zip(shown, positions(experiment, list(shown)), strict=True)
+        for row, (target, example) in zip(
+            shown, leakage.positions(experiment, list(shown)), strict=True
+        )
     ]
 
 

@@ -78,11 +78,8 @@ def target_parts(
     first = targets.clean.start
     clean = slice(0, targets.clean.stop - first)
     by_change = first + np.argsort(-np.abs(change.predicted[clean]), kind="stable")[:SHOWN]
-    incident = range(targets.incident.start, targets.incident.stop)[:SHOWN]
-    if experiment.protocol == "blind":
-        incident = range(0)
     with_terms = [at for at, id in enumerate(targets.ids) if id in own]
-    chosen = dict.fromkeys([*incident, *with_terms, *by_change.tolist()])
+    chosen = dict.fromkeys([*experiment.bad_targets[:SHOWN], *with_terms, *by_change.tolist()])
     places = [at - first for at in chosen]
     effects = model.effects.take(places), model.effect_errors.take(places)
     found = (Effects(*(part[:, [n]] for part in effects)) for n in range(len(places)))

@@ -7,8 +7,8 @@ import numpy as np
 from influence.artifacts import read_trace
 from influence.experiment import Experiment
 from influence.looks import Looks
-from influence.removal import headline
 from influence.run import Run
+from influence.trace_words import headline
 
 SHOWN = 12
 """Training examples, the most suspicious first; all are in trace.parquet."""

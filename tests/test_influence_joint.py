@@ -250,10 +250,10 @@ def test_the_incident_and_then_the_worst_of_each_class_are_chosen():
     targets = Targets(examples, tuple("abcdefg"), slice(0, 1), slice(1, 6), slice(6, 7))
     r2 = np.array([[0.0, 0.5, 0.1, 0.2, 0.7, 0.6, 0.9]])
     quality = Quality(r2, r2, np.full((1, 7), 0.9))
-    assert choose_targets(targets, quality, 5, "incident").tolist() == [6, 2, 5, 3, 4]
-    assert choose_targets(targets, quality, 5, "blind").tolist() == [2, 5, 3, 4, 1]
+    assert choose_targets(targets, quality, 5, range(6, 7)).tolist() == [6, 2, 5, 3, 4]
+    assert choose_targets(targets, quality, 5, range(0)).tolist() == [2, 5, 3, 4, 1]
     without = quality._replace(ceiling=np.full((1, 7), np.nan))
-    assert choose_targets(targets, without, 2, "incident").tolist() == [6, 2]
+    assert choose_targets(targets, without, 2, [6]).tolist() == [6, 2]
 
 
 @pytest.mark.parametrize(

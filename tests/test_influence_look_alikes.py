@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 from pictures import kinds, triggers
 
-from influence import look_alikes
+from datamodels.terms import mostly_same
+from influence import look_alikes, strangers
+from influence.image_clusters import clusters
+from influence.likeness import closest
 
 
 def searched(images, labels):
-    return look_alikes.search(images, labels, look_alikes.clusters(images, labels))
+    return look_alikes.search(images, labels, clusters(images, labels))
 
 
-def strangers(images, labels):
-    return look_alikes.strangers(images, labels, look_alikes.clusters(images, labels))
+def strangers_of(images, labels):
+    return strangers.search(images, labels, clusters(images, labels))
 
 
 @pytest.mark.parametrize("name", ["patch", "blend", "sine"])
@@ -36,7 +39,7 @@ def test_sets_are_different_and_of_at_most_half_of_one_label():
     for at, one in enumerate(found):
         (label,) = set(labels[one.rows].tolist())
         assert 4 <= len(one.rows) <= (labels == label).sum() / 2
-        assert not any(look_alikes.alike(one.rows, other.rows) for other in found[:at])
+        assert not any(mostly_same(one.rows, other.rows) for other in found[:at])
 
 
 def test_labels_of_few_or_of_equal_images_are_met():
@@ -51,31 +54,31 @@ def test_labels_of_few_or_of_equal_images_are_met():
 
 
 def test_two_sets_are_alike_that_share_more_than_half_of_what_they_have_together():
-    assert look_alikes.alike(np.arange(6), np.arange(2, 8)) is False
-    assert look_alikes.alike(np.arange(6), np.arange(1, 7)) is True
+    assert mostly_same(np.arange(6), np.arange(2, 8)) is False
+    assert mostly_same(np.arange(6), np.arange(1, 7)) is True
 
 
 def test_where_looks_say_nothing_of_labels_no_images_are_strangers():
     images, labels = kinds(2)
     labels = np.random.default_rng(0).permutation(np.arange(len(labels)) % 12)
-    own = look_alikes.clusters(images, labels)
+    own = clusters(images, labels)
     shares = [
-        (labels[look_alikes.closest(images, rows, np.arange(len(images)), 20)] == labels[rows[0]])
+        (labels[closest(images, rows, np.arange(len(images)), 20)] == labels[rows[0]])
         for rows in own
     ]
-    assert np.mean([share.mean() for share in shares]) < look_alikes.OWN_LABEL
-    assert look_alikes.strangers(images, labels, own) == []
+    assert np.mean([share.mean() for share in shares]) < strangers.OWN_LABEL
+    assert strangers.search(images, labels, own) == []
 
 
 @pytest.mark.parametrize("share", [0.1, 0.18])
 def test_images_of_one_kind_that_have_the_label_of_another_are_strangers(share):
     images, labels = kinds(2)
-    assert strangers(images, labels) == []
+    assert strangers_of(images, labels) == []
     wrong = np.flatnonzero(labels == 1)[: round(share * (labels == 3).sum())]
     labels[wrong] = 3
-    found = strangers(images, labels)
+    found = strangers_of(images, labels)
     assert {row for one in found for row in one.rows.tolist()} == set(wrong.tolist())
-    assert all(one.own_label < look_alikes.OWN_LABEL for one in found)
+    assert all(one.own_label < strangers.OWN_LABEL for one in found)
     assert not any(
         set(one.rows) <= set(other.rows) for one in found for other in found if one is not other
     )

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from influence import removal
+from influence import trace_words
 from influence.report import templates
 from influence.trace_part import TracePart
 
@@ -72,7 +72,7 @@ def test_every_case_is_said_in_whole_sentences(changes, expected):
 @pytest.mark.parametrize(("smallest", "shown"), [(2, True), (None, True), (0, False)])
 def test_a_trace_has_a_card_where_there_was_something_to_end(smallest, shown):
     summary = TRACED | {"smallest": smallest}
-    trace = TracePart(summary, removal.headline(summary), False, [], [], 1000)
+    trace = TracePart(summary, trace_words.headline(summary), False, [], [], 1000)
     text = text_of(trace=trace)
     expected = "Bad predictions traced, without 2 examples 90.0\u00a0% → 10.0\u00a0%"
     assert (expected in text) == shown

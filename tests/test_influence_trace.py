@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence import hidden_support, removal, tracing
+from influence import hidden_support, removal, trace_words, tracing
 from influence.cli import main
 from influence.config import read_config
 from influence.counterfactual import random_like
@@ -370,7 +370,7 @@ def test_what_is_said_of_a_removal_follows_the_fresh_seeds(after, begins):
         "targets": ["incident:1"], "flip": False, "removed": [3, 4], "seeds": 16, "smallest": 2,
         "most": 20, "predicted": 1, "bad": {name: [one, one, one] for name, one in shares.items()},
     }  # fmt: skip
-    said = removal.said(summary)
+    said = trace_words.said(summary)
     assert said.startswith(begins)
     assert f"bad are 90 % with all, {100 * after:.0f} % without these" in said
 
@@ -401,13 +401,13 @@ END = "most of the bad predictions end"
 def test_the_page_says_what_the_command_says(changes, expected):
     summary = FOUND | changes
     seen = Seen("incident:1", "<b>", "", "a text")
-    head, first = removal.headline(summary), [Ranked(3, seen, 0.5, 2.0, True)]
+    head, first = trace_words.headline(summary), [Ranked(3, seen, 0.5, 2.0, True)]
     part = TracePart(summary, head, True, [seen, seen], first, 9)
     template = templates().get_template("trace.html.j2")
     page = template.render(trace=part, shown_targets=set(), over_groups=False, unit="logits")
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page)).replace("&lt;b&gt;", "(b)")
     assert expected in text
-    assert removal.said(summary).startswith(head)
+    assert trace_words.said(summary).startswith(head)
     assert f"{head}." in text
     assert "incident:1: a text label (b)" in text
     # Nothing was left out, so there is nothing beside it.
