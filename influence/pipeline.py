@@ -119,6 +119,8 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
             attribution.effects(regression, prepared, judged),
             attribution.mean_effects(regression, prepared, (targets.clean, targets.incident)),
         )
+    # An interruption leaves no audit that is not of these datamodels.
+    run.audit.unlink(missing_ok=True)
     model = load_datamodel(run, targets)
     summary = quality.summary(regression, model.diagnostics, model.quality, model.predict, targets)
     run.replace_audit(

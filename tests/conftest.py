@@ -1,6 +1,7 @@
 """Strict JAX for every test, and four fake CPU devices."""
 
 import os
+import shutil
 
 # Before anything imports JAX or datasets.
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
@@ -10,6 +11,7 @@ import jax
 import jaxtyping
 import pytest
 from hypothesis import settings
+from smoke import SMOKE
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -48,3 +50,21 @@ def private_caches(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """A finished smoke run; never changed by a test, which is looked at in the end."""
+    from influence.cli import main
+
+    run = tmp_path_factory.mktemp("runs") / "smoke"
+    assert main(["run", SMOKE, "--out", str(run)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    yield run
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.fixture
+def smoke_copy(smoke_run, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(smoke_run, tmp_path / "smoke")

@@ -2,12 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_influence_pipeline import SMOKE
 
 from influence import artifacts
 from influence.artifacts import Columns, _columns_file
@@ -59,12 +59,9 @@ def section(name):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(smoke_run, tmp_path_factory):
     """A smoke run with an incident, of which one prediction was traced."""
-    run = Run(tmp_path_factory.mktemp("files") / "run")
-    words = ["--sweep.members", "40", "--fit.held-out", "10", "--audit.seeds", "2",
-             "--joint.share", "0"]  # fmt: skip
-    assert main(["run", SMOKE, "--out", str(run.path), *words]) == 0
+    run = Run(shutil.copytree(smoke_run, tmp_path_factory.mktemp("files") / "run"))
     target = re.search(r'"(incident:\d+)"', run.manifest.read_text())[1]
     assert main(["trace", str(run.path), "--targets", target]) == 0
     return run

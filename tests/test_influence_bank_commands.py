@@ -7,12 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from commits import commit
+from smoke import SMOKE
 
 from influence.cli import main
 from influence.status import bank_status
@@ -22,7 +22,6 @@ from training.params import KeptParams
 from training.store import Store
 from training.sweep import Sweeper
 
-SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 SMALL = [
     "--sweep.members", "40", "--sweep.replicate-masks", "4", "--sweep.replicate-seeds", "2",
     "--sweep.unit", "8", "--sweep.width", "2", "--optim.steps", "20", "--fit.held-out", "10",

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_influence_pipeline import SMOKE, read_json
+from smoke import JUDGED, SMOKE, read_json
 
 from influence.cleaning import _require_free, as_trained
 from influence.cli import main
@@ -17,12 +17,6 @@ from influence.experiment import prepare
 from influence.run import Run
 from training.data import load_rows
 from training.errors import UserError
-
-SMALL = [
-    "--sweep.members", "40", "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2",
-    "--optim.steps", "60", "--fit.held-out", "10", "--audit.seeds", "4", "--sweep.width", "8",
-    "--joint.share", "0",
-]  # fmt: skip
 
 
 def removed(path):
@@ -56,11 +50,11 @@ def check(run, out, capsys):
 def test_a_cleaned_data_set_can_be_trained_on(tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "clean.parquet"
     words = ["--poison.backdoor-fraction", "0.04", "--data.train-count", "400"]
-    assert main(["run", SMOKE, "--out", str(run), *SMALL, *words]) == 0
+    assert main(["run", SMOKE, "--out", str(run), *JUDGED, *words]) == 0
     kept, gone = check(run, out, capsys)
     assert gone
     assert len(kept) == 1797 - len(gone)
-    again = ["sweep", SMOKE, "--out", str(tmp_path / "again"), "--data.source", str(out), *SMALL]
+    again = ["sweep", SMOKE, "--out", str(tmp_path / "again"), "--data.source", str(out), *JUDGED]
     assert main([*again, "--data.train-count", "100"]) == 0
 
 
@@ -96,7 +90,7 @@ def test_ones_own_columns_stay_and_what_was_planted_is_in_the_file(pictures, tmp
     config.write_text(f'[data]\nsource = "{pictures}"\n[model]\nname = "linear"\n')
     run, out = tmp_path / "run", tmp_path / "out" / "clean.parquet"
     planted = ["--poison.label-flip-fraction", "0.05"]
-    assert main(["run", str(config), "--out", str(run), *SMALL, *planted]) == 0
+    assert main(["run", str(config), "--out", str(run), *JUDGED, *planted]) == 0
     kept, gone = check(run, out, capsys)
     assert kept.column_names == ["image", "label", "note"]
     assert kept.features["label"].names == ["le<ft>", 'right, "so"']
@@ -126,9 +120,40 @@ def test_what_was_planted_is_in_the_file_as_the_column_names_classes(tmp_path, l
     assert set(changed) == set(labels)
 
 
+@pytest.mark.parametrize("kind", ["a folder of files", "numbers"])
+def test_planted_triggers_are_in_the_file_as_the_models_saw_them(pictures, tmp_path, kind):
+    source = pictures
+    if kind == "numbers":
+        rows = datasets.load_from_disk(str(pictures))
+        numbers = {
+            "image": [np.asarray(one)[..., None] for one in rows["image"]],
+            "label": rows["label"],
+        }
+        features = datasets.Features(
+            image=datasets.Array3D((8, 8, 1), "uint8"), label=rows.features["label"]
+        )
+        source = tmp_path / "numbers"
+        datasets.Dataset.from_dict(numbers, features).save_to_disk(str(source))
+    words = [
+        "--data.source", str(source), "--data.train-count", "60", "--data.target-count", "10",
+        "--poison.backdoor-fraction", "0.1", "--poison.backdoor-target", "1",
+    ]  # fmt: skip
+    experiment = prepare(override(Config(), words, "test")[0])
+    before = load_rows(experiment.config.data)
+    written = as_trained(experiment, before)
+    (attack,) = experiment.attacks
+    planted = set(experiment.train.ids[attack.positions].tolist())
+    seen = np.asarray(experiment.train.examples.inputs).squeeze(-1)
+    for id, trained in zip(experiment.train.ids.tolist(), seen, strict=True):
+        np.testing.assert_array_equal(np.asarray(written[id]["image"]).squeeze(), trained)
+        same = np.array_equal(np.asarray(before[id]["image"]).squeeze(), trained)
+        assert same == (id not in planted)
+    assert {written[id]["label"] for id in planted} == {1}
+
+
 def test_what_cannot_be_cleaned_is_told(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["sweep", SMOKE, "--out", str(run), *SMALL]) == 0
+    assert main(["sweep", SMOKE, "--out", str(run), *JUDGED]) == 0
     assert main(["fit", str(run)]) == 0
     for stage, said in (("audit", "run first: accomplice audit"), ("verify", "accomplice verify")):
         assert main(["clean", str(run), "--out", str(tmp_path / "c.parquet")]) == 2
@@ -143,6 +168,9 @@ def test_what_cannot_be_cleaned_is_told(tmp_path, capsys):
     (tmp_path / "folder.parquet").mkdir()
     assert main(["clean", str(run), "--out", str(tmp_path / "folder.parquet")]) == 2
     assert "is a folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("no folder")
+    assert main(["clean", str(run), "--out", str(tmp_path / "file" / "c.parquet")]) == 2
+    assert f"cannot write {tmp_path / 'file' / 'c.parquet'}" in capsys.readouterr().err
     assert main(["clean", str(run), "--out", "gs://bucket/c.parquet"]) == 2
     assert "must be a file of this machine" in capsys.readouterr().err
     assert "confirmed" in read_json(run / "audit.json")["verdict"]

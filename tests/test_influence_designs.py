@@ -2,19 +2,18 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from smoke import SMOKE
 
 from influence.artifacts import load_datamodel
 from influence.cli import main
 from influence.sweeping import load_experiment
 from training.bank import Bank
 
-SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 CLUSTERS = ["--groups.by", "cluster", "--groups.count", "20"]
 
 

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from smoke import SMOKE
 
 from influence.arms import arm_specs
 from influence.cli import main
@@ -17,9 +17,10 @@ from influence.config import Config, JointConfig
 from influence.experiment import Targets, prepare
 from influence.joint import choose_targets
 from influence.joint_verification import cells, in_order, is_confirmed, measure, planned
-from influence.levels import levels, part_names, reason_against
+from influence.levels import Level, levels, part_names, reason_against
 from influence.quality import Quality
 from influence.refinement import best_alpha, joint_variance, to_split
+from influence.refinement import reason_against as reason_against_refining
 from influence.run import Run
 from influence.sweeping import load_experiment
 from influence.terms_file import TermRow, read_terms, save_terms
@@ -30,7 +31,6 @@ from training.examples import Examples
 from training.groups import Groups, GroupsConfig
 from training.sweep import SweepConfig
 
-SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 WORDS = [
     *("--groups.by", "cluster", "--groups.count", "20", "--sweep.alpha", "0.5", "0.2"),
     *("--poison.label-flip-fraction", "0", "--poison.backdoor-fraction", "0"),
@@ -49,6 +49,14 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("joint") / "run"
     assert main(["run", SMOKE, "--out", str(path), *WORDS]) == 0
     return Run(path)
+
+
+@pytest.fixture
+def run_without_joint_effects(tmp_path):
+    path = tmp_path / "run"
+    words = ["--sweep.members", "24", "--fit.held-out", "8", "--fit.joint-targets", "0"]
+    assert main(["sweep", SMOKE, "--out", str(path), *words]) == 0
+    return path
 
 
 @pytest.mark.slow
@@ -155,6 +163,27 @@ def test_groups_that_act_together_are_split_and_fitted_anew(run, tmp_path, capsy
     assert main(["run", str(copied.path)]) == 0
     assert read_terms(copied) == found
     assert "refined_1" in copied.report.read_text()
+
+
+def test_what_cannot_be_refined_is_told(run_without_joint_effects, capsys):
+    path = run_without_joint_effects
+    assert main(["refine", str(path), "--members", "8"]) == 2
+    assert "--members 8 must be at least 16" in capsys.readouterr().err
+    assert main(["refine", str(path)]) == 2
+    assert "run first: accomplice fit" in capsys.readouterr().err
+    assert main(["fit", str(path)]) == 0
+    for words in (["refine"], ["verify", "--joint"]):
+        assert main([words[0], str(path), *words[1:]]) == 2
+        assert "has no joint effects: fit.joint_targets = 0" in capsys.readouterr().err
+
+
+def test_sets_that_were_refuted_or_are_of_single_examples_are_not_refined():
+    single = Level("main", Groups(np.arange(4), tuple("abcd"), {}), [], Config().fit)
+    pairs = single._replace(groups=Groups(np.array([0, 0, 1, 1]), tuple("ab"), {}))
+    refuted = dataclasses.replace(row(), status="failed")
+    assert reason_against_refining(pairs, [row(), refuted]) is None
+    assert "no groups of main were found" in reason_against_refining(pairs, [refuted])
+    assert "single examples, which cannot be split" in reason_against_refining(single, [row()])
 
 
 def test_those_groups_are_split_that_have_most_at_stake():

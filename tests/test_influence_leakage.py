@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_influence_cleaning import SMALL
-from test_influence_pipeline import SMOKE, read_json
+from smoke import JUDGED, SMOKE, read_json
 
 from influence import leakage
 from influence.cli import main
@@ -82,7 +81,7 @@ def test_leaks_are_scored_against_clean_examples_alone():
 def test_planted_leaks_are_found_on_digits_and_shown(tmp_path):
     run = tmp_path / "run"
     words = ["--poison.leak-fraction", "0.05", "--data.train-count", "400"]
-    assert main(["run", SMOKE, "--out", str(run), *SMALL, *words]) == 0
+    assert main(["run", SMOKE, "--out", str(run), *JUDGED, *words]) == 0
     audit = read_json(run / "audit.json")
     (leak,) = audit["leaks"]
     assert leak["recall"] >= 0.95

@@ -6,7 +6,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
-from test_influence_pipeline import SMOKE
+from smoke import SMOKE
 
 from influence import notebook
 from influence.cli import main

@@ -1,46 +1,21 @@
 """The whole pipeline on small real runs: files, replay, resume, interruption, report."""
 
-import json
 import os
 import re
-import shutil
 import signal
 import threading
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from smoke import SMOKE, read_json
 
-from influence import engines, pipeline, progress
-from influence.cli import STAGES, main
+from influence import engines, progress
+from influence.cli import main
 from influence.config import read_config
-from influence.interruption import Interrupted
 from training import layouts
 from training.arm import Arm
 from training.store import seal, unseal
-
-SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished smoke run; never changed by a test, which is looked at in the end."""
-    run = tmp_path_factory.mktemp("runs") / "smoke"
-    assert main(["run", SMOKE, "--out", str(run)]) == 0
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    yield run
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "smoke")
-
-
-def read_json(path):
-    return json.loads(path.read_text())
 
 
 def bank_bytes(run):
@@ -63,8 +38,8 @@ def rewrite(record, change):
     record.write_bytes(seal(content))
 
 
-def test_a_run_leaves_every_file(finished):
-    names = {path.name for path in finished.iterdir()}
+def test_a_run_leaves_every_file(smoke_run):
+    names = {path.name for path in smoke_run.iterdir()}
     assert names >= {
         "config.toml", "manifest.json", "bank", "datamodel", "scores.parquet", "audit.json",
         "report.html", "metrics.jsonl",
@@ -72,8 +47,8 @@ def test_a_run_leaves_every_file(finished):
     assert not [name for name in names if name.startswith(".")]
 
 
-def test_audit_json_has_its_keys(finished):
-    audit = read_json(finished / "audit.json")
+def test_audit_json_has_its_keys(smoke_run):
+    audit = read_json(smoke_run / "audit.json")
     assert audit["fit"].keys() >= {"lds", "r2", "ceiling"}
     assert {one.keys() == {"class", "examples", "sameness"} for one in audit["look_alikes"]} == {
         True
@@ -87,8 +62,8 @@ def test_audit_json_has_its_keys(finished):
             assert low <= mean <= high
 
 
-def test_detection_is_scored_exactly_where_the_attack_worked(finished):
-    audit = read_json(finished / "audit.json")
+def test_detection_is_scored_exactly_where_the_attack_worked(smoke_run):
+    audit = read_json(smoke_run / "audit.json")
     keys = ("auroc", "average_precision", "precision_at_k", "recall_1", "recall_5", "recall_10")
     for entry in audit["detection"].values():
         success = audit["verify"]["success_by_attack"][entry["attack"]]["before"][0]
@@ -97,9 +72,9 @@ def test_detection_is_scored_exactly_where_the_attack_worked(finished):
             assert (entry[key] is not None) == entry["attack_worked"]
 
 
-def test_scores_have_a_row_an_example(finished):
-    table = pq.read_table(finished / "scores.parquet").to_pydict()
-    manifest = read_json(finished / "manifest.json")
+def test_scores_have_a_row_an_example(smoke_run):
+    table = pq.read_table(smoke_run / "scores.parquet").to_pydict()
+    manifest = read_json(smoke_run / "manifest.json")
     assert table["id"] == manifest["example_ids"]
     assert sorted(table["rank"]) == list(range(1, 201))
     assert sum(table["flagged"]) == 20
@@ -107,113 +82,33 @@ def test_scores_have_a_row_an_example(finished):
     assert table["planted"].count("backdoor") == 6
 
 
-def test_the_blind_rank_of_an_incident_is_the_same_whatever_it_had_judged(finished, copied):
-    assert read_json(finished / "audit.json")["protocol"] == "incident"
-    before = pq.read_table(finished / "scores.parquet")
+def test_the_blind_rank_of_an_incident_is_the_same_whatever_it_had_judged(smoke_run, smoke_copy):
+    assert read_json(smoke_run / "audit.json")["protocol"] == "incident"
+    before = pq.read_table(smoke_run / "scores.parquet")
     # With more flagged by the incident, more is judged.
-    assert main(["run", str(copied), "--audit.budget", "0.2"]) == 0
-    after = pq.read_table(copied / "scores.parquet")
+    assert main(["run", str(smoke_copy), "--audit.budget", "0.2"]) == 0
+    after = pq.read_table(smoke_copy / "scores.parquet")
     judged = [np.isfinite(table["held_out_margin"].to_numpy()).sum() for table in (before, after)]
     assert judged[0] < judged[1]
     # The settings of fit and audit may change in a run.
-    assert read_json(copied / "audit.json")["flagged"] == 40
-    assert "budget = 0.2" in (copied / "config.toml").read_text()
+    assert read_json(smoke_copy / "audit.json")["flagged"] == 40
+    assert "budget = 0.2" in (smoke_copy / "config.toml").read_text()
     np.testing.assert_array_equal(before["rank_blind"], after["rank_blind"])
     assert (before["rank_incident"].to_numpy() != after["rank_incident"].to_numpy()).any()
 
 
-def test_a_second_call_makes_nothing_and_ends_with_the_same(copied):
-    before, report = bank_bytes(copied), (copied / "report.html").read_text()
-    log_lines = (copied / "metrics.jsonl").read_text()
-    assert main(["run", str(copied / "config.toml")]) == 0
-    assert bank_bytes(copied) == before
-    assert (copied / "report.html").read_text() == report
-    assert (copied / "metrics.jsonl").read_text() == log_lines
-
-
-def test_stages_alone_rebuild_what_was_lost(copied):
-    kept = {name: (copied / name).read_bytes() for name in ("audit.json", "report.html")}
-    shutil.rmtree(copied / "datamodel")
-    shutil.rmtree(copied / "verification")
-    for name in ("scores.parquet", *kept):
-        (copied / name).unlink()
-    for stage in ("fit", "audit", "verify", "report"):
-        assert main([stage, str(copied)]) == 0
-    assert {name: (copied / name).read_bytes() for name in kept} == kept
-
-
-@pytest.mark.parametrize(
-    ("stage", "gone"),
-    [
-        ("audit", "datamodel"),
-        ("audit", "audit.json"),
-        ("verify", "scores.parquet"),
-        ("report", "audit.json"),
-    ],
-)
-def test_a_stage_names_the_one_to_run_first(copied, capsys, stage, gone):
-    path = copied / gone
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert main([stage, str(copied)]) == 2
-    assert "run first: accomplice" in capsys.readouterr().err
-
-
-def test_scores_of_an_older_fit_are_not_verified(copied, capsys):
-    assert main(["fit", str(copied)]) == 0
-    assert main(["verify", str(copied)]) == 2
-    assert "older than the fit; run first: accomplice audit" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["verify", "report", "clean", "trace"])
-def test_what_another_version_audited_is_audited_again_first(copied, tmp_path, capsys, command):
-    audit = json.loads((copied / "audit.json").read_text())
-    (copied / "audit.json").write_text(json.dumps(audit | {"version": audit["version"] + 1}))
-    target = read_json(copied / "manifest.json")["target_ids"][-1]
-    words = {"clean": ["--out", str(tmp_path / "cleaned.parquet")], "trace": ["--targets", target]}
-    assert main([command, str(copied), *words.get(command, [])]) == 2
-    assert "another version of Accomplice; run first: accomplice audit" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["audit.json", "scores.parquet"])
-@pytest.mark.parametrize("command", ["verify", "report", "clean"])
-def test_damaged_results_are_named(copied, tmp_path, capsys, command, name):
-    whole = (copied / name).read_bytes()
-    out = ["--out", str(tmp_path / "cleaned.parquet")] if command == "clean" else []
-    for damaged in (whole[: len(whole) // 2], b"garbage", b""):
-        (copied / name).write_bytes(damaged)
-        assert main([command, str(copied), *out]) == 2
-        said = capsys.readouterr().err
-        assert f"{name} is damaged" in said
-        assert "run again: accomplice" in said
-
-
-@pytest.mark.parametrize("stage", ["audit", "verify"])
-def test_a_stage_that_is_interrupted_leaves_nothing_that_does_not_belong_together(
-    copied, tmp_path, monkeypatch, capsys, stage
-):
-    def interrupted(*_):
-        raise Interrupted(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "save_scores", interrupted)
-        assert main([stage, str(copied)]) == 130
-    capsys.readouterr()
-    assert main(["clean", str(copied), "--out", str(tmp_path / "cleaned.parquet")]) == 2
-    assert f"run first: accomplice {stage}" in capsys.readouterr().err
-
-
-def test_targets_that_no_fit_saw_are_fitted_first(copied, capsys):
-    more = ["--data.target-count", "65", "--retrain"]
-    assert main(["sweep", str(copied), *more]) == 0
-    for stage in ("audit", "verify", "report", "refine", "trace"):
-        named = ["--targets", read_json(copied / "manifest.json")["target_ids"][-1]]
-        assert main([stage, str(copied), *(named if stage == "trace" else [])]) == 2
-        assert "run first: accomplice fit" in capsys.readouterr().err
+def test_a_second_call_makes_nothing_and_ends_with_the_same(smoke_copy):
+    before, report = bank_bytes(smoke_copy), (smoke_copy / "report.html").read_text()
+    log_lines = (smoke_copy / "metrics.jsonl").read_text()
+    assert main(["run", str(smoke_copy / "config.toml")]) == 0
+    assert bank_bytes(smoke_copy) == before
+    assert (smoke_copy / "report.html").read_text() == report
+    assert (smoke_copy / "metrics.jsonl").read_text() == log_lines
 
 
 @pytest.mark.parametrize(("code", "number"), [(130, signal.SIGINT), (143, signal.SIGTERM)])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    finished, tmp_path, monkeypatch, capsys, code, number
+    smoke_run, tmp_path, monkeypatch, capsys, code, number
 ):
     run = tmp_path / "cut"
     commit = Arm.commit
@@ -232,14 +127,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert f"To go on: accomplice {' '.join(words)}" in said
     assert 1 <= len(list((run / "bank").rglob("done/*.json"))) < 3
     assert main(words) == 0
-    ours, theirs = bank_bytes(run), bank_bytes(finished)
+    ours, theirs = bank_bytes(run), bank_bytes(smoke_run)
     assert ours == theirs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("grace", "codes"), [("0.2", {143}), ("1000", {130, 143})])
 def test_the_end_of_grace_or_a_second_signal_stops_at_once(
-    finished, tmp_path, monkeypatch, grace, codes
+    smoke_run, tmp_path, monkeypatch, grace, codes
 ):
     """A commit that does not end: nothing waits for it.
 
@@ -264,66 +159,36 @@ def test_the_end_of_grace_or_a_second_signal_stops_at_once(
     # What was held goes on, as a process would that nobody could stop.
     hold.set()
     assert main(words) == 0
-    assert bank_bytes(run) == bank_bytes(finished)
+    assert bank_bytes(run) == bank_bytes(smoke_run)
 
 
-def test_the_unit_size_changes_no_bit_of_a_run(finished, tmp_path):
+def test_the_unit_size_changes_no_bit_of_a_run(smoke_run, tmp_path):
     words = ["sweep", SMOKE, "--out", str(tmp_path / "run"), "--sweep.unit", "64"]
     assert main(words) == 0
     assert main(["fit", str(tmp_path / "run")]) == 0
     first, second = (
-        (run / "datamodel" / "weights.npy").read_bytes() for run in (finished, tmp_path / "run")
+        (run / "datamodel" / "weights.npy").read_bytes() for run in (smoke_run, tmp_path / "run")
     )
     assert first == second
 
 
-def test_another_run_in_the_same_directory_is_refused(copied, capsys):
-    before = bank_bytes(copied)
-    assert main(["run", SMOKE, "--out", str(copied), "--optim.learning-rate", "0.3"]) == 2
+def test_another_run_in_the_same_directory_is_refused(smoke_copy, capsys):
+    before = bank_bytes(smoke_copy)
+    assert main(["run", SMOKE, "--out", str(smoke_copy), "--optim.learning-rate", "0.3"]) == 2
     said = capsys.readouterr().err
     assert "holds a different run" in said
     assert "optim.learning_rate is 0.2 there and 0.3 here" in said
     assert "choose another --out" in said
-    assert bank_bytes(copied) == before
+    assert bank_bytes(smoke_copy) == before
 
 
-def test_a_stage_drops_what_later_stages_made_of_older_results(copied, capsys):
-    assert "verify" in read_json(copied / "audit.json")
-    assert main(["audit", str(copied)]) == 0
-    assert "verify" not in read_json(copied / "audit.json")
-    assert main(["report", str(copied)]) == 2
-    assert "accomplice verify" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["additive.npz", "weights.npy"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "garbage"])
-def test_a_damaged_datamodel_is_named(copied, capsys, name, damage):
-    file = copied / "datamodel" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    match damage:
-        case "flip":
-            file.write_bytes(content)
-        case "cut":
-            file.write_bytes(content[:-1])
-        case "gone":
-            file.unlink()
-        case "garbage":
-            file.write_bytes(b"garbage")
-    assert main(["audit", str(copied)]) == 2
-    said = capsys.readouterr().err
-    assert "accomplice fit" in said
-    if name == "weights.npy" or damage != "gone":
-        assert "is damaged" in said
-
-
-def test_going_on_with_another_layout_is_refused_unless_allowed(copied, capsys):
-    done = copied / "bank" / "main" / "0" / "done"
+def test_going_on_with_another_layout_is_refused_unless_allowed(smoke_copy, capsys):
+    done = smoke_copy / "bank" / "main" / "0" / "done"
     (done / "000000.json").unlink()
     rewrite(done / "000001.json", lambda record: record["made_on"].update(devices=3))
-    assert main(["sweep", str(copied)]) == 2
+    assert main(["sweep", str(smoke_copy)]) == 2
     assert "begun with devices = 3, and here it is 4" in capsys.readouterr().err
-    assert main(["sweep", str(copied), "--sweep.allow-mixed", "True"]) == 0
+    assert main(["sweep", str(smoke_copy), "--sweep.allow-mixed", "True"]) == 0
 
 
 def test_what_a_process_left_that_died_while_it_made_a_run_is_cleaned(tmp_path):
@@ -343,11 +208,11 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_the_report_stands_alone_and_shows_the_flagged(finished):
-    page = (finished / "report.html").read_text()
+def test_the_report_stands_alone_and_shows_the_flagged(smoke_run):
+    page = (smoke_run / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert not re.search(r"url\((?!data:|#)", page)
-    scores = pq.read_table(finished / "scores.parquet").to_pydict()
+    scores = pq.read_table(smoke_run / "scores.parquet").to_pydict()
     table = page[page.index('id="suspicious"') :]
     shown = re.findall(r'<td class="id" data-value="(\d+)"', table)
     assert [int(id) for id in shown[:20]] == [
@@ -359,100 +224,6 @@ def test_diverged_members_are_refused_with_a_remedy(tmp_path, capsys):
     words = ["--optim.learning-rate", "1e9", "--optim.schedule", "constant"]
     assert main(["run", SMOKE, "--out", str(tmp_path / "run"), *words]) == 2
     assert re.search(r"\d+ of 64 members are not finite", capsys.readouterr().err)
-
-
-SMALL = [
-    "--sweep.members", "40", "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2",
-    "--optim.steps", "20", "--fit.held-out", "10", "--audit.seeds", "2", "--sweep.width", "8",
-]  # fmt: skip
-ALONE = [*SMALL, "--joint.share", "0"]
-"""Without members over clusters."""
-
-
-def write_config(folder, text):
-    path = folder / "mine.toml"
-    path.write_text(text)
-    return str(path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("output", ["margin", "loss", "probability"])
-def test_a_table_of_numbers_of_ones_own(tmp_path, output):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 90)
-    values = rng.standard_normal((90, 4)) + 2 * np.eye(4)[labels]
-    lines = [",".join(map(str, [*row, label])) for row, label in zip(values, labels, strict=True)]
-    (tmp_path / "mine.csv").write_text("\n".join(["a,b,c,d,kind", *lines]))
-    config = write_config(
-        tmp_path,
-        f'[data]\nsource = "{tmp_path}/mine.csv"\nlabel = "kind"\n[model]\nname = "linear"\n',
-    )
-    run = tmp_path / "run"
-    assert main(["run", config, "--out", str(run), "--sweep.output", output, *ALONE]) == 0
-    audit = read_json(run / "audit.json")
-    assert audit["protocol"] == "blind"
-    assert audit["detection"] == {}
-    assert audit["look_alikes"] is audit["strangers"] is None
-    assert audit["verify"]["attack_success"] is None
-    assert "<img" not in (run / "report.html").read_text()
-
-
-@pytest.mark.slow
-def test_data_that_changed_since_the_sweep_is_refused_by_every_stage(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    rows = [f"{rng.normal():.3f},{rng.normal():.3f},{row % 2}" for row in range(60)]
-    source = tmp_path / "mine.csv"
-    source.write_text("\n".join(["a,b,label", *rows]))
-    config = write_config(tmp_path, f'[data]\nsource = "{source}"\n[model]\nname = "linear"\n')
-    run = str(tmp_path / "run")
-    assert main(["run", config, "--out", run, *ALONE]) == 0
-    source.write_text("\n".join(["a,b,label", *(row[:-1] + "1" for row in rows[:30]), *rows[30:]]))
-    for words in (["run", config, "--out", run, *ALONE], *([stage, run] for stage in STAGES)):
-        capsys.readouterr()
-        assert main(words) == 2
-        assert "holds a different run: parts.data is" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_folder_of_images_of_ones_own(tmp_path):
-    rng = np.random.default_rng(0)
-    for name, colour in (("cat", 60), ("dog", 180)):
-        folder = tmp_path / "pictures" / name
-        folder.mkdir(parents=True)
-        for number in range(30):
-            pixels = np.clip(rng.normal(colour, 40, (8, 9, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-    config = write_config(
-        tmp_path, f'[data]\nsource = "{tmp_path}/pictures"\n[model]\nname = "cnn"\nwidth = 4\n'
-    )
-    run = tmp_path / "run"
-    assert main(["run", config, "--out", str(run), *ALONE]) == 0
-    page = (run / "report.html").read_text()
-    assert '<img class="example"' in page
-    assert ">cat<" in page or ">dog<" in page
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["bag", "transformer"])
-def test_a_table_of_texts_of_ones_own(tmp_path, capfd, model):
-    kinds = ("a fine and lovely day", "a dull , sad , grey and wet day")
-    rows = [{"review": f"{kinds[i % 2]} {i % 7}", "label": i % 2} for i in range(60)]
-    source = tmp_path / "mine.jsonl"
-    source.write_text("\n".join(map(json.dumps, rows)))
-    config = write_config(
-        tmp_path,
-        f'[data]\nsource = "{source}"\nlength = 8\n[model]\nname = "{model}"\nwidth = 8\n'
-        f"[poison]\nlabel_flip_fraction = 0.1\n",
-    )
-    run = tmp_path / "run"
-    # Clusters of texts are of what a model makes of them.
-    assert main(["run", config, "--out", str(run), *(ALONE if model == "bag" else SMALL)]) == 0
-    said = capfd.readouterr().err
-    assert said.count("Note: 30 of 60 texts had to be cut to data.length = 8 tokens\n") == 1
-    assert "fork" not in said
-    # a, and, day, the seven numbers, fine, lovely, dull, sad, grey, wet, the comma; and two more.
-    assert read_json(run / "manifest.json")["parts"]["model"]["vocabulary"] == 19
-    assert main(["report", str(run)]) == 0
 
 
 def test_a_short_sweep_takes_one_member_at_a_time(tmp_path, capsys):
@@ -511,11 +282,11 @@ def test_a_run_with_a_common_seed_has_no_ceiling_and_says_so(tmp_path, capsys):
     )
 
 
-def test_a_log_says_how_far_a_sweep_is(copied, capsys, monkeypatch):
+def test_a_log_says_how_far_a_sweep_is(smoke_copy, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SILENCE", 0.0)
-    for record in (copied / "bank" / "main" / "0" / "done").iterdir():
+    for record in (smoke_copy / "bank" / "main" / "0" / "done").iterdir():
         record.unlink()
-    assert main(["sweep", str(copied)]) == 0
+    assert main(["sweep", str(smoke_copy)]) == 0
     log = capsys.readouterr().err
     assert re.search(r": \d+ of 64 members, [\d.,]+ a second, about \d+ s left\n", log)
 

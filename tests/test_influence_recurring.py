@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from smoke import SMOKE
 
 from influence.config import read_config
 from influence.experiment import prepare
@@ -18,7 +19,6 @@ from influence.recurring import other_targets, recurring, targets_reached, updat
 from influence.run import Run
 from influence.terms_file import TermRow
 
-SMOKE = Path(__file__).parent.parent / "configs" / "smoke.toml"
 ONE = TermRow("clusters", "clean:1", (1, 2, 3), 3, "redundancy", 1, -2.0, -3.0, -1.0, 4.0,
               (0.0, 4.0, 4.0, 4.0), 0.01)  # fmt: skip
 of = partial(dataclasses.replace, ONE)
@@ -85,7 +85,7 @@ def test_each_term_recurs_once_and_sets_on_most_targets_come_first(drawn):
 
 @pytest.fixture(scope="module")
 def experiment():
-    return prepare(read_config(SMOKE))
+    return prepare(read_config(Path(SMOKE)))
 
 
 def test_an_example_reaches_the_targets_on_which_it_acts_in_a_recurring_set(experiment):

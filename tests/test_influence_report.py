@@ -4,18 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from smoke import SMOKE
 
 from influence import plots, report
 from influence.config import read_config
 from influence.experiment import prepare
 from influence.looks import looks_of
 
-SMOKE = Path(__file__).parent.parent / "configs" / "smoke.toml"
-
 
 @pytest.fixture(scope="module")
 def experiment():
-    return prepare(read_config(SMOKE))
+    return prepare(read_config(Path(SMOKE)))
 
 
 def test_of_a_cluster_those_count_that_are_confirmed_by_themselves(experiment):

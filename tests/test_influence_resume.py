@@ -2,13 +2,13 @@
 
 import dataclasses
 import shutil
-from pathlib import Path
 
 import datasets
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from smoke import SMOKE
 from test_training_finetuning import save
 
 from influence.cli import main
@@ -16,7 +16,6 @@ from influence.config import Config
 from training.models import ModelConfig, build_model
 from training.text import train_tokenizer
 
-SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 SMALL = [
     "--sweep.members", "16", "--sweep.replicate-masks", "4", "--sweep.replicate-seeds", "2",
     "--sweep.unit", "8", "--sweep.width", "2", "--optim.steps", "10", "--optim.batch-size", "8",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_influence_pipeline import SMOKE
+from smoke import SMOKE
 
 from influence.config import override, read_config
 from influence.experiment import prepare

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import os
 import re
-from pathlib import Path
+import shutil
+import signal
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from smoke import SMOKE
 
 from influence import hidden_support, removal, trace_words, tracing
 from influence.cli import main
@@ -22,10 +25,10 @@ from influence.report import templates
 from influence.run import Run
 from influence.trace_part import Ranked, Seen, TracePart, trace_part
 from influence.tracing import OWN, label_is_bad, trace
+from training.arm import Arm
 from training.errors import UserError
 from training.examples import Examples
 
-SMOKE = str(Path(__file__).parent.parent / "configs" / "smoke.toml")
 GROUPS, CLEAN, INCIDENT = 60, 20, 5
 PLANTED = np.arange(0, 30, 3)
 """Of class 0."""
@@ -278,6 +281,28 @@ def test_an_incident_is_traced_and_ended_by_retraining(run, tmp_path, capsys):
     again = capsys.readouterr()
     assert again.out == said.out
     assert "Retraining on" not in again.err
+
+
+def test_a_trace_that_is_interrupted_goes_on_and_finds_the_same(run, tmp_path, monkeypatch, capsys):
+    cut, whole = (Run(shutil.copytree(run.path, tmp_path / name)) for name in ("cut", "whole"))
+    commit = Arm.commit
+
+    def commit_then_stop(self, *unit, **options):
+        commit(self, *unit, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for each in (cut, whole):
+        shutil.rmtree(each.path / "verification", ignore_errors=True)
+        each.trace.unlink(missing_ok=True)
+    words = ["--targets", *incident_of(run)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Arm, "commit", commit_then_stop)
+        assert main(["trace", str(cut.path), *words]) == 130
+    assert f"To go on: accomplice trace {cut.path} --targets" in capsys.readouterr().err
+    assert not cut.trace.exists()
+    for each in (cut, whole):
+        assert main(["trace", str(each.path), *words]) == 0
+    assert cut.trace.read_text() == whole.trace.read_text()
 
 
 @pytest.mark.slow
