@@ -14,7 +14,7 @@ from training.bank import Manifest
 from training.errors import UserError, reason
 from training.files import write_atomically, writing
 
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 """Of what an audit leaves for the stages after it, in audit.json and scores.parquet; to be raised
 where they come to need more, or other things by the same names."""
 

@@ -41,6 +41,8 @@ class Verification(NamedTuple):
     """Without the confirmed, seed by seed."""
     success: dict[str, dict[str, Interval]]
     """Per attack, per cell."""
+    success_change: dict[str, Interval]
+    """Per attack, without the confirmed, seed by seed."""
     outputs: dict[str, Float[np.ndarray, "s t"]]
     """Of the clean and the incident targets, per cell; NaN where a member is not finite."""
     change: Change
@@ -124,11 +126,12 @@ def measure(run: Run, experiment: Experiment, weights: Weights) -> Verification:
     cells = counterfactual.by_cell(values[:, : kept.stop - kept.start, 0], contexts)
     removed = _removed(run, experiment)
     predicted = [-removed @ weights(block) for block in target_blocks(kept)]
-    right = counterfactual.by_cell(counterfactual.share_positive(leads["clean"]), contexts)
+    of_attacks = {attack.name: leads[f"trial:{attack.name}"] for attack in experiment.attacks}
     return Verification(
         _share_correct(leads["clean"], contexts),
-        counterfactual.interval(right["after"] - right["before"]),
-        {a.name: _share_correct(leads[f"trial:{a.name}"], contexts) for a in experiment.attacks},
+        _change_of_share(leads["clean"], contexts),
+        {name: _share_correct(own, contexts) for name, own in of_attacks.items()},
+        {name: _change_of_share(own, contexts) for name, own in of_attacks.items()},
         cells,
         counterfactual.change(cells, np.concatenate(predicted), contexts),
         int((~rows.usable).sum()),
@@ -150,6 +153,12 @@ def _share_correct(leads: Float[np.ndarray, "m k"], contexts: Sequence[str]) -> 
     }
 
 
+def _change_of_share(leads: Float[np.ndarray, "m k"], contexts: Sequence[str]) -> Interval:
+    """Of the share of inputs that get their label, without the confirmed, seed by seed."""
+    right = counterfactual.by_cell(counterfactual.share_positive(leads), contexts)
+    return counterfactual.interval(right["after"] - right["before"])
+
+
 def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
     """The `verify` section of audit.json."""
     success = {name: _shown(cells) for name, cells in found.success.items()}
@@ -162,6 +171,7 @@ def summary(experiment: Experiment, found: Verification) -> dict[str, Any]:
         "accuracy_change": found.accuracy_change,
         "majority": _majority_share(experiment.targets.examples.take(experiment.targets.clean)),
         "success_by_attack": success,
+        "success_change": found.success_change,
         "thinned": {cell: found.accuracy[cell] for cell in counterfactual.THINNED},
         "target_outputs": {
             name: _levels(found, block) | _change_summary(found.change, block)

@@ -60,6 +60,12 @@ def test_audit_json_has_its_keys(smoke_run):
         for cell in ("before", "after", "after_random"):
             mean, low, high = audit["verify"][part][cell]
             assert low <= mean <= high
+    changes = audit["verify"]["success_change"]
+    assert changes.keys() == audit["verify"]["success_by_attack"].keys()
+    for name, cells in audit["verify"]["success_by_attack"].items():
+        change = cells["after"][0] - cells["before"][0]
+        assert changes[name][0] == pytest.approx(change, abs=1e-9)
+        assert changes[name][1] <= change <= changes[name][2]
 
 
 def test_detection_is_scored_exactly_where_the_attack_worked(smoke_run):
