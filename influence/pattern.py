@@ -196,7 +196,7 @@ def _share(
     total, count = difference[within].sum(0), within.sum()
     own = difference @ total
     square = np.square(difference).sum(1)
-    # Of a member, the others' mean is (total - its own) / (count - 1).
+    # Of one within, the others' mean is (total - its own) / (count - 1).
     others = np.where(within, count - 1, count)
     projected = np.where(within, own - square, own) / others
     size = np.where(within, total @ total - 2 * own + square, total @ total) / others**2

@@ -14,7 +14,7 @@ from influence.terms_file import TermRow
 
 SHOWN = 30
 """Sets of one level, the surest; all are in terms.parquet."""
-MEMBERS = 8
+EXAMPLES = 8
 """Examples of a group whose pictures are shown."""
 
 RADIUS = 80
@@ -138,7 +138,7 @@ def recurring_parts(found: Sequence[Recurring], shown: Sequence[TermPart]) -> li
 
 
 def _group(experiment: Experiment, looks: Looks, level: Level, group: int) -> GroupPart:
-    rows = np.flatnonzero(level.groups.of == group)[:MEMBERS].tolist()
+    rows = np.flatnonzero(level.groups.of == group)[:EXAMPLES].tolist()
     ids = experiment.train.ids
     return GroupPart(
         name_of(experiment, level, group), [(int(ids[row]), looks.picture(row)) for row in rows]

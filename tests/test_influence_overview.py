@@ -20,7 +20,7 @@ HEAD = {
     "metrics": {"examples": 1000, "verdict": {"confirmed": 3, "judged": 60}},
     "fit": {"by_arm": {"main": {"alpha": 0.5}}, "r2": 0.5, "ceiling": 0.8, "lds": 0.7,
             "share_of_ceiling": 0.6},
-    "verify": {"attack_success": None, "accuracy": SHARES},
+    "verify": {"success_by_attack": {}, "accuracy": SHARES},
     "groups": 0, "members": 2000, "protocol": "incident", "incident_count": 10, "planted": [],
     "caveats": [], "verdict_sets": [], "together": None, "trace": None, "copies": [],
 }  # fmt: skip

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 from smoke import ALONE, write_config
 from tables import write_parquet
 
-from influence import example_table, looks
+from influence import example_table, looks, report
 from influence.cli import main
 from influence.config import read_config
 from influence.experiment import prepare
@@ -229,6 +229,29 @@ READ_PIXELS = """async (span) => {
 }"""
 
 
+FAINT = """() => {
+  const channel = (value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const read = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => rgb.slice(0, 3).reduce(
+    (sum, value, at) => sum + [0.2126, 0.7152, 0.0722][at] * channel(value / 255), 0);
+  const behind = (part) => {
+    const colour = read(getComputedStyle(part).backgroundColor);
+    return colour.length < 4 || colour[3] === 1 ? colour : behind(part.parentElement);
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (texts.nextNode()) {
+    const part = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !part.checkVisibility() || part.closest("svg")) continue;
+    const [dark, bright] = [read(getComputedStyle(part).color), behind(part)]
+      .map(light).sort((one, other) => one - other);
+    if ((bright + 0.05) / (dark + 0.05) < 4.5) found.push(texts.currentNode.data.trim());
+  }
+  return found;
+}"""
+"""Texts with less than the contrast that WCAG 2.2 asks for (1.4.3, level AA)."""
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_the_window_and_text_can_be_read(opened, run, width, scheme):
@@ -237,6 +260,8 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(opened, run, widt
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
     assert dark == (scheme == "dark")
+    faint = page.evaluate(FAINT)
+    assert faint == []
     # What scrolls by itself can be reached with the keyboard, and has a name.
     for region in page.locator(".scroll").all():
         assert region.get_attribute("tabindex") == "0"
@@ -309,6 +334,18 @@ def test_sheets_end_before_the_page_grows_too_large(monkeypatch):
     assert shown.sheets(np.arange(1100)) == whole[:2]
 
 
+def test_pictures_that_are_left_out_are_told(run, tmp_path, monkeypatch):
+    copied = shutil.copytree(run, tmp_path / "run")
+    assert "more would make the page too large" not in (copied / "report.html").read_text()
+    for module in (looks, report):
+        monkeypatch.setattr(module, "PER_SHEET", 50)
+    monkeypatch.setattr(looks, "DOWN", 2)
+    one, *_ = looks_of(prepare(read_config(run / "config.toml"))).sheets(np.arange(200))
+    monkeypatch.setattr(looks, "MOST_BYTES", 2.5 * len(one))
+    assert main(["report", str(copied)]) == 0
+    assert "Pictures of the first 100 by rank: more" in (copied / "report.html").read_text()
+
+
 def test_large_pictures_are_made_smaller_in_their_own_proportions():
     images = np.zeros((1, 96, 48, 3), np.uint8)
     images[:, :, 24:] = 200
@@ -343,11 +380,14 @@ def test_clusters_among_other_labels_are_shown_or_said_not_to_be_searched(opened
     found = [{"class": "<b>7", "examples": cluster, "own_label": 0.05}]
     changed.replace_audit(**changed.read_audit() | {"strangers": found})
     assert main(["report", str(changed.path)]) == 0
-    row = opened(changed.path).locator("#strange tr").nth(1).inner_text()
+    shown_row = opened(changed.path).locator("#strange tr").nth(1)
+    row = shown_row.inner_text()
     flagged = np.array(scores["flagged"])[np.isin(scores["id"], cluster)].mean()
     shown = ["<b>7", "14", "5.0\u00a0%", f"{100 * flagged:.1f}\u00a0%"]
     assert row.split("\t")[:5] == [*shown, f"{len(some)}, not judged as a whole"]
-    assert row.endswith("and\u00a02\u00a0more")
+    assert row.endswith("and 2 more")
+    shown_row.locator("summary").click()
+    assert shown_row.inner_text().endswith(", ".join(map(str, cluster[12:])))
     changed.replace_audit(**changed.read_audit() | {"strangers": None, "look_alikes": None})
     assert main(["report", str(changed.path)]) == 0
     assert "too many pictures to compare" in opened(changed.path).locator("body").inner_text()
