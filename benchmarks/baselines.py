@@ -13,6 +13,7 @@ clustering  activation clustering (Chen et al. 2018): how small the smaller of t
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,18 +24,59 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from influence.arms import main_task
+from influence.counterfactual import share_positive
 from influence.experiment import Experiment
 from influence.layout import sweeper_for
+from training.examples import concatenate
 from training.groups import GroupsConfig, features_of
+from training.outputs import lead
 from training.seeds import root_key, training_keys
 
 FOLDS, SEEDS = 5, 4
 NEIGHBOURS = 10
 DIRECTIONS = 10
 """That activation clustering looks at."""
-STREAM = 700
+STREAM, CLEANED_STREAM = 700, 701
+CLEANED_SEEDS = 16
+"""Retrains without what a detector finds first."""
 
 Suspicion = Float[np.ndarray, " n"]
+
+
+class Cleaned(NamedTuple):
+    """Of models trained without what a detector finds first."""
+
+    accuracy: float
+    """On the clean targets."""
+    success: dict[str, float]
+    """Per attack."""
+
+
+def cleaned_by(
+    experiment: Experiment, found: dict[str, Suspicion], count: int
+) -> dict[str, Cleaned]:
+    """What is left of the attacks without the first of each detector, as many as `count`."""
+    blocks = {"clean": experiment.targets.examples.take(experiment.targets.clean)}
+    blocks |= {attack.name: attack.trial for attack in experiment.attacks}
+    inputs, rows = concatenate(list(blocks.values())), np.arange(len(found) * CLEANED_SEEDS)
+    kept = [np.argsort(np.argsort(-values, kind="stable")) >= count for values in found.values()]
+    task = main_task(experiment)._replace(targets=inputs, output=lead, panels=(len(inputs),))
+    # The same seeds for every detector.
+    seeds = root_key(experiment.config.audit.seed, CLEANED_STREAM)
+    keys = training_keys(seeds, rows % CLEANED_SEEDS, np.zeros(len(rows), np.int64))
+    masks = np.repeat(np.stack(kept), CLEANED_SEEDS, axis=0)
+    leads = sweeper_for(experiment, task).start(keys, masks).fetch().reports[0].outputs
+    ends = np.cumsum([len(block) for block in blocks.values()])[:-1]
+    parts = zip(blocks, np.split(leads, ends, axis=1), strict=True)
+    shares = {
+        name: np.nanmean(share_positive(part).reshape(len(found), CLEANED_SEEDS), 1)
+        for name, part in parts
+    }
+    accuracy = shares.pop("clean")
+    return {
+        name: Cleaned(float(accuracy[at]), {one: float(of[at]) for one, of in shares.items()})
+        for at, name in enumerate(found)
+    }
 
 
 def suspicions(experiment: Experiment) -> dict[str, Suspicion]:

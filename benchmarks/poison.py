@@ -12,7 +12,8 @@ one         the trace of one bad prediction, the mean over ten of them
 An attack has worked when its success before cleaning is at least .5; one that has not is not
 scored. Flipped labels are after no prediction: their success is the share that models fit, and they
 always count. Of near copies of targets (leak), which have no rank, precision and recall. Cleaned
-are the examples that the verdict confirms, which is blind. Needs the extra `bench`.
+are the examples that the verdict confirms, which is blind; beside it, by retrains that are no part
+of the cell, as many of those that each of the others finds first. Needs the extra `bench`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from baselines import suspicions
+from baselines import cleaned_by, suspicions
 from jaxtyping import Bool, Float
 from poison_table import table
 from scipy.stats import rankdata
@@ -93,7 +94,8 @@ def attacks(data: str) -> dict[str, list[str]]:
 SEEDS = {"digits": (35, 36, 37, 38, 39), "fashion": (45, 46, 47, 48, 49)}
 """On which nothing was chosen."""
 RANKED = (
-    *("auroc", "average_precision", "recall_1", "recall_5", "recall_10"),
+    *("auroc", "average_precision", "least_average_precision"),
+    *("recall_1", "recall_5", "recall_10"),
     *("best_baseline", "best_baseline_auroc"),
 )
 """What a row has of an attack that is ranked, and null of others."""
@@ -143,7 +145,7 @@ def seeded(config: Config, seed: int) -> Config:
 
 
 def made_at(path: Path) -> str:
-    """The commit of the code that last worked on a kept run."""
+    """The commit of the code that last judged a kept run."""
     return _commit_file(path).read_text(encoding="utf-8")
 
 
@@ -156,7 +158,7 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
     path = folder / f"{data}_{cell}_{seed}"
     run, experiment = kept_run(config, seed, path)
     scores, audit = read_scores(run), run.read_audit()
-    made = {"commit": made_at(path), "retrains": retrains(path)}
+    made = {"commit": made_at(path), "swept_at": swept_at(path), "retrains": retrains(path)}
     common = {"data": data, "cell": cell, "seed": seed} | made
     found = [
         common
@@ -168,6 +170,8 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
     ]
     ranked = [attack for attack in experiment.attacks if attack.copied is None]
     others = suspicions(experiment) if ranked else {}
+    confirmed = int((scores["status"] == "confirmed").sum())
+    left = cleaned_by(experiment, others, confirmed) if ranked else {}
     for attack in ranked:
         name = attack.name if cell != "two" else f"{attack.name} (of two)"
         planted = scores["planted"] == attack.name
@@ -180,6 +184,10 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
             ranks["one"] = list(traces(run, experiment))
         baselines = {
             one: detection_metrics(ordered(values), planted, other)
+            | {
+                "attack_success_after": left[one].success[attack.name],
+                "accuracy_after": left[one].accuracy,
+            }
             for one, values in others.items()
         }
         best = max(baselines, key=lambda one: baselines[one]["auroc"])
@@ -219,12 +227,18 @@ def cleaned(
     }
     after = {
         "attack_success_after": success["after"][0],
+        "attack_success_change": verify["success_change"][attack],
         "accuracy_after": accuracy["after"][0],
         "accuracy_change": verify["accuracy_change"],
         "confirmed": int((planted & confirmed).sum()),
         "confirmed_clean": int((confirmed & (scores["planted"] == "")).sum()),
     }
     return known | (after if protocol == "blind" else dict.fromkeys(after))
+
+
+def swept_at(path: Path) -> str:
+    """The commit of the code that trained the members of a kept run's bank."""
+    return Bank.open(path).manifest.made_with["git_commit"]
 
 
 def commit() -> str:
@@ -256,7 +270,9 @@ def mean_metrics(
 ) -> dict[str, float]:
     each = [detection_metrics(rank, planted, other) for rank in ranks]
     names = ("auroc", "average_precision", "recall_1", "recall_5", "recall_10")
-    return {name: float(np.mean([one[name] for one in each])) for name in names}
+    means = {name: float(np.mean([one[name] for one in each])) for name in names}
+    least = min(one["average_precision"] for one in each)
+    return means | {"least_average_precision": least}
 
 
 def show(row: dict[str, Any]) -> None:
@@ -310,6 +326,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="(default: five of each data set)")
     options = parser.parse_args()
     set_up_jax()
+    if options.few:
+        options.runs /= "few"
     chosen = options.data or [*DATA][: 1 + options.fashion.is_dir()]
     runs = [(data, seed) for data in chosen for seed in options.seeds or SEEDS[data]]
     if options.quick:
