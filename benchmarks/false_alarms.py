@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Int
-from poison import CONFIGS, FEW, NONE, SWEEP
+from poison import CONFIGS, FEW, NONE, SWEEP, commit
 
 from influence.artifacts import read_scores
 from influence.config import override, read_config
@@ -98,13 +98,16 @@ def main() -> None:
         words += FEW
     config, _ = override(read_config(CONFIGS / "digits.toml"), words, "benchmarks")
     confirmed: list[list[int]] = []
+    known: set[int] = set()
     with TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         sweep_stage(prepare_for(config, source), source)
         labels = np.asarray(load_experiment(source)[1].train.examples.labels)
         if options.masks_alone:
             labels = labels[:0]
-            print(f"nothing exchanged: {said(judged(source))}", flush=True)
+            whole = judged(source)
+            print(f"nothing exchanged: {said(whole)}", flush=True)
+            known = set(whole["ids"])
         for seed in range(2 if options.quick else RUNS):
             path = Path(folder) / str(seed)
             exchanged(source, path, labels, seed)
@@ -114,10 +117,14 @@ def main() -> None:
             shutil.rmtree(path)
             # Linux allows a process so many memory mappings, and every program takes some.
             jax.clear_caches()
-    alarms = sum(bool(ids) for ids in confirmed)
-    print(f"{alarms} of {len(confirmed)} runs confirmed something")
+    found = {"commit": commit(), "confirmed": confirmed, "alarms": sum(map(bool, confirmed))}
+    print(f"{found['alarms']} of {len(confirmed)} runs confirmed something")
+    if options.masks_alone:
+        beyond = sum(not known.issuperset(ids) for ids in confirmed)
+        found |= {"nothing_exchanged": sorted(known), "alarms_beyond": beyond}
+        print(f"{beyond} of them something that is not confirmed where nothing is exchanged")
     if options.json:
-        print(json.dumps({"confirmed": confirmed, "alarms": alarms}))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
 
 before, after = (audit["verify"]["accuracy"][cell][0] for cell in ("before", "after"))
 print(f"{audit['flagged']} of {audit['examples']} examples flagged")
-print(f"{audit['verdict']['confirmed']} confirmed to spoil the model")
+print(f"{audit['verdict']['confirmed']} confirmed by retraining")
 print(f"accuracy, retrained with and without the confirmed: {before:.3f}, {after:.3f}")
 
 order = np.argsort(scores["rank"])[:5]

@@ -43,10 +43,10 @@ on a run directory RUN, each stage alone:
                                    kept and dropped; --dry-run: only say which, and how often
   trace RUN --targets ID ...|FILE [--flip]
                                    which training examples made these bad predictions, and how few
-                                   have to go: found by bisection, each time retrained; --flip: of
-                                   right predictions, how few have to go until they are wrong
+                                   of the first have to go: found by bisection, each time retrained;
+                                   --flip: of right predictions, how few until they are wrong
   report RUN                       write report.html
-  clean RUN --out FILE.parquet     the data without the examples that are confirmed to spoil it, and
+  clean RUN --out FILE.parquet     the data without the examples that retraining confirmed, and
                                    FILE_removed.csv: why each went
 and its bank:
   status RUN [--json]              what is done, missing and damaged, how fast it goes
@@ -411,8 +411,8 @@ def _trace(words: list[str]) -> int:
 def _clean(words: list[str]) -> int:
     parser = _Parser(
         "accomplice clean",
-        description="The split that was trained on, without the examples that retraining confirmed "
-        "to spoil it, and a list of those with the reasons.",
+        description="The split that was trained on, without the examples that retraining "
+        "confirmed, and a list of those with the reasons.",
     )
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="a .parquet file")

@@ -39,7 +39,7 @@ class Result:
         """A row a training example: scores.parquet."""
 
     def confirmed(self) -> list[int]:
-        """Ids of the examples that retraining confirmed to spoil the model, by rank."""
+        """Ids of the examples that retraining confirmed, by rank."""
         rows = self.scores.sort_by("rank").to_pylist()
         return [row["id"] for row in rows if row["status"] == "confirmed"]
 
