@@ -22,7 +22,7 @@ from datamodels.estimates import Effects
 from influence.audit import Scores, Suspicion
 from influence.experiment import Experiment, Targets
 from influence.quality import Found, Quality, found_in
-from influence.run import Run
+from influence.run import AUDIT_VERSION, Run
 from influence.tables import read_table, write_table
 from influence.tracing import Traced
 from influence.verdict import Verdicts
@@ -334,14 +334,14 @@ def save_trace(
         "backing": traced.backing[columns],
         "together": traced.together[columns],
         "carried": traced.carried[columns],
-        "rank": traced.rank()[columns],
+        "rank": traced.rank(summary["by"])[columns],
         "removed": np.isin(experiment.train.ids, summary["removed"]),
     }
     with writing(run.trace):
         # An interruption between the two files leaves no summary that is not of the table.
         run.trace.unlink(missing_ok=True)
         write_table(run.traced, pa.table(table))
-        text = json.dumps(summary | {"fit": _fit_digest(run)}, indent=1)
+        text = json.dumps(summary | {"version": AUDIT_VERSION, "fit": _fit_digest(run)}, indent=1)
         write_atomically(run.trace, (text + "\n").encode())
 
 
@@ -352,7 +352,7 @@ def _fit_digest(run: Run) -> str:
 def read_trace(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """What trace.json says, and the columns of trace.parquet.
 
-    None where nothing was traced since the run was fitted.
+    None where nothing was traced by this version since the run was fitted.
 
     Raises:
         UserError: a file is damaged.
@@ -362,7 +362,7 @@ def read_trace(run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     again = f"trace {run.path} --targets ..."
     try:
         summary = json.loads(run.trace.read_bytes())
-        if summary.get("fit") != _fit_digest(run):
+        if (summary.get("version"), summary.get("fit")) != (AUDIT_VERSION, _fit_digest(run)):
             return None
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(

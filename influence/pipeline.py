@@ -289,7 +289,6 @@ def trace_stage(
     carried = [] if flip else tracing.carried_sets(audited, experiment, chosen)
     higher = experiment.higher_is_better
     traced = tracing.trace(model.weights, targets, columns, chosen, to_end, higher, sets, carried)
-    order = traced.order()
 
     def retrain(removed: Bool[np.ndarray, "s n"], judging: bool) -> removal.Removal:
         planned = removal.planned(run, experiment, chosen, ~removed, judging=judging)
@@ -299,8 +298,15 @@ def trace_stage(
 
     labels = np.asarray(experiment.train.examples.labels)
     found = removal.search(
-        retrain, order, columns, labels, audit.seeds, (audit.seed, RANDOM_TRACED)
+        retrain,
+        traced.orders(),
+        1.0 if flip else removal.SHARE,
+        columns,
+        labels,
+        audit.seeds,
+        (audit.seed, RANDOM_TRACED),
     )
+    order = traced.order(found.by)
     summary = {
         "targets": [targets.ids[at] for at in chosen],
         "flip": flip,

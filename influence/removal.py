@@ -1,6 +1,7 @@
 """Retraining without some examples, to see whether bad predictions still come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from influence.counterfactual import Interval, interval, random_like, share_inte
 from influence.experiment import Experiment
 from influence.retrains import Planned, beside, spec_of
 from influence.run import Run
+from influence.tracing import By
 from training.errors import UserError
 from training.outputs import both, lead
 from training.sweep import Task
@@ -21,6 +23,10 @@ STILL_BAD = 0.5
 """Share of retrains from which on the bad predictions are taken to come still."""
 MOST_SHARE = 0.1
 """Of all groups, which may have to go."""
+SHARE = 1 / 3
+"""Of the groups that have to go in one order, from which down another is the one that tells what is
+behind bad predictions. Examples that act together back one another: then backing ranks all of them,
+while the few that drive most may be enough to end a prediction."""
 
 
 class Removal(NamedTuple):
@@ -40,6 +46,8 @@ class Removal(NamedTuple):
 class Search(NamedTuple):
     """How few removals end some predictions."""
 
+    by: By
+    """The order in which they go."""
     smallest: int | None
     """Number of groups; None where even the most do not."""
     most: int
@@ -105,7 +113,8 @@ def measure(plan: Planned, to_end: Bool[np.ndarray, " t"]) -> Removal:
 
 def search(
     retrain: Callable[[Bool[np.ndarray, "s n"], bool], Removal],
-    order: Int[np.ndarray, " g"],
+    orders: Mapping[By, Int[np.ndarray, " g"]],
+    share: float,
     columns: Int[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],
     seeds: int,
@@ -115,25 +124,50 @@ def search(
 
     Args:
         retrain: with what is removed in each retrain, and whether to judge by it.
-        order: groups, in which they go.
+        orders: groups, in which they may go.
+        share: as for `preferred`.
         columns: the group of every example.
         labels: of the examples.
         seeds: retrains of a removal.
         control: seed of the random removals.
     """
 
-    def first(count: int) -> Bool[np.ndarray, "s n"]:
-        return np.tile(np.isin(columns, order[:count]), (seeds, 1))
+    def first(by: By, count: int) -> Bool[np.ndarray, "s n"]:
+        return np.tile(np.isin(columns, orders[by][:count]), (seeds, 1))
 
-    def still_bad(count: int) -> bool:
-        return retrain(first(count), False).still_bad
+    def still_bad(by: By, count: int) -> bool:
+        return retrain(first(by, count), False).still_bad
 
-    largest = most(len(order))
-    count = smallest(still_bad, largest) if still_bad(0) else 0
-    removed = first(largest if count is None else count)
+    by, *_ = orders
+    largest, count = most(len(orders[by])), 0
+    if still_bad(by, 0):
+        counts: dict[By, int | None] = {
+            by: smallest(partial(still_bad, by), largest) for by in orders
+        }
+        by = preferred(counts, share)
+        count = counts[by]
+    removed = first(by, largest if count is None else count)
     random = random_like(labels, removed[0], seeds, control)
-    judged = (retrain(each, True) for each in (first(0), removed, random))
-    return Search(count, largest, removed[0], *judged)
+    judged = (retrain(each, True) for each in (first(by, 0), removed, random))
+    return Search(by, count, largest, removed[0], *judged)
+
+
+def preferred(counts: Mapping[By, int | None], share: float) -> By:
+    """The order to go by: the first, unless another needs fewer removals, at most a share as many.
+
+    Args:
+        counts: removals that end the predictions; None where even the most do not.
+        share: of those that the first needs.
+    """
+    first, *others = counts
+    needed = counts[first]
+    for other in others:
+        count = counts[other]
+        if count is None:
+            continue
+        if needed is None or (count < needed and count <= share * needed):
+            return other
+    return first
 
 
 def most(groups: int) -> int:
@@ -186,6 +220,7 @@ def described(found: Search) -> dict[str, Any]:
     """What a search found, as trace.json has it."""
     cells = {"before": found.before, "after": found.after, "after_random": found.after_random}
     return {
+        "by": found.by,
         "smallest": found.smallest,
         "most": found.most,
         "bad": {name: cell.bad for name, cell in cells.items()},

@@ -9,7 +9,7 @@ and first of all where retraining confirmed it, and the prediction's input has t
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,9 @@ USUAL = 0.95
 MOST_TARGETS = 10
 """That may be traced together: more are no incident but the audit of a class."""
 
+By = Literal["backing", "drive"]
+"""What groups are ranked by; by backing sets come first."""
+
 
 class Traced(NamedTuple):
     """What weights say of each group, in output units."""
@@ -49,20 +52,26 @@ class Traced(NamedTuple):
     carried: Bool[np.ndarray, " g"]
     """Whether it is in a confirmed set whose pattern all the predictions' inputs carry."""
 
-    def order(self) -> Int[np.ndarray, " g"]:
+    def order(self, by: By = "backing") -> Int[np.ndarray, " g"]:
         """The groups, the most suspicious first.
 
-        Those whose pattern is carried; sets that drive the predictions, and what drives them more
-        than any set does; then by backing, and those without by drive.
+        By drive alone; or those whose pattern is carried, then sets that drive the predictions, and
+        what drives them more than any set does, then by backing, and those without by drive.
         """
+        if by == "drive":
+            return np.argsort(-self.drive, kind="stable")
         most = self.together.max()
         alone = np.where((most > 0) & (self.drive > most), self.drive, 0)
         whole = np.maximum(self.together, alone)
         return np.lexsort((-self.drive, -self.backing, -whole, ~self.carried))
 
-    def rank(self) -> Int[np.ndarray, " g"]:
+    def orders(self) -> dict[By, Int[np.ndarray, " g"]]:
+        """By what they are."""
+        return {by: self.order(by) for by in get_args(By)}
+
+    def rank(self, by: By = "backing") -> Int[np.ndarray, " g"]:
         """1 for the most suspicious group."""
-        return rank_of(self.order())
+        return rank_of(self.order(by))
 
 
 def target_positions(targets: Targets, words: Sequence[str]) -> Int[np.ndarray, " t"]:

@@ -60,7 +60,7 @@ def workplace(tmp_path):
     rng = np.random.default_rng(0)
     folder = tmp_path / "fashion-mnist"
     folder.mkdir(parents=True)
-    for split, count in (("train", 200), ("t10k", 80)):
+    for split, count in (("train", 200), ("t10k", 20)):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
         labels = (np.arange(count) % 10).astype(np.uint8)
@@ -71,6 +71,7 @@ def workplace(tmp_path):
     (tmp_path / "mine.toml").write_text(toml)
     # A clean target of the demo, also as small as it is here.
     (tmp_path / "bad.txt").write_text("clean:7\n")
+    (tmp_path / "boot.txt").write_text("clean:200\n")
     return tmp_path
 
 

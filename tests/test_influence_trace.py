@@ -20,7 +20,7 @@ from influence.config import read_config
 from influence.counterfactual import random_like
 from influence.experiment import Targets, prepare
 from influence.looks import looks_of
-from influence.removal import most, smallest
+from influence.removal import SHARE, Removal, most, preferred, search, smallest
 from influence.report import templates
 from influence.run import Run
 from influence.trace_part import Ranked, Seen, TracePart, trace_part
@@ -214,6 +214,39 @@ def test_bisection_finds_the_smallest_number(limit, needed):
     assert len(set(asked)) == len(asked)
 
 
+@pytest.mark.parametrize(
+    ("backing", "drive", "share", "by"),
+    [
+        (30, 10, SHARE, "drive"), (30, 11, SHARE, "backing"), (None, 90, SHARE, "drive"),
+        (30, None, SHARE, "backing"), (None, None, SHARE, "backing"), (5, 4, 1.0, "drive"),
+        (5, 5, 1.0, "backing"), (4, 5, 1.0, "backing"), (1, 1, SHARE, "backing"),
+    ],
+)  # fmt: skip
+def test_that_order_is_taken_that_needs_much_fewer_removals(backing, drive, share, by):
+    assert preferred({"backing": backing, "drive": drive}, share) == by
+
+
+@pytest.mark.parametrize(("share", "by", "count"), [(0.1, "backing", 8), (1.0, "drive", 2)])
+def test_a_removal_is_the_smallest_of_the_order_that_is_taken(share, by, count):
+    """Predictions end once groups 3 and 5 are gone."""
+    orders = {"backing": np.array([0, 1, 2, 4, 6, 3, 7, 5]), "drive": np.array([3, 5, *range(8)])}
+    orders["drive"] = np.array(list(dict.fromkeys(orders["drive"].tolist())))
+    orders = {name: np.concatenate([order, np.arange(8, 100)]) for name, order in orders.items()}
+    asked = []
+
+    def retrain(removed, judging):
+        asked.append(judging)
+        bad = (1.0 - float(removed[0][[3, 5]].all()),) * 3
+        return Removal(bad, bad)
+
+    labels = np.zeros(100, int)
+    found = search(retrain, orders, share, np.arange(100), labels, 4, (0, 1))
+    assert (found.by, found.smallest, found.removed.sum()) == (by, count, count)
+    assert found.removed[[3, 5]].all()
+    assert (found.before.bad[0], found.after.bad[0], found.after_random.bad[0]) == (1, 0, 1)
+    assert asked.count(True) == 3
+
+
 @given(st.integers(2, 1000))
 def test_a_tenth_of_the_groups_may_go_but_never_all(groups):
     assert 1 <= most(groups) < groups
@@ -393,7 +426,8 @@ def test_what_is_said_of_a_removal_follows_the_fresh_seeds(after, begins):
     shares = {"before": 0.9, "after": after, "after_random": 0.8}
     summary = {
         "targets": ["incident:1"], "flip": False, "removed": [3, 4], "seeds": 16, "smallest": 2,
-        "most": 20, "predicted": 1, "bad": {name: [one, one, one] for name, one in shares.items()},
+        "by": "drive", "most": 20, "predicted": 1,
+        "bad": {name: [one, one, one] for name, one in shares.items()},
     }  # fmt: skip
     said = trace_words.said(summary)
     assert said.startswith(begins)
@@ -402,7 +436,7 @@ def test_what_is_said_of_a_removal_follows_the_fresh_seeds(after, begins):
 
 FOUND = {
     "targets": ["incident:1"], "flip": False, "removed": [3, 4], "seeds": 16, "smallest": 2,
-    "most": 20, "predicted": 1,
+    "by": "backing", "most": 20, "predicted": 1,
     "bad": {"before": [0.9, 0.8, 1.0], "after": [0.1, 0.0, 0.2], "after_random": [0.8, 0.7, 0.9]},
     "output": {name: [1.0, 0.5, 1.5] for name in ("before", "after", "after_random")},
 }  # fmt: skip
