@@ -6,8 +6,8 @@ of split, poison, masks and training. A cell is at most 2,048 retrains of the ml
 --results: what was made is not made again. Then, by protocol:
 
 blind       the blind rank, against standard detectors that see as much (`baselines.py`)
-incident    the rank with ten bad predictions, after a verdict that did not see them
-one         the trace of one bad prediction, the mean over ten of them
+incident    the rank with ten bad predictions, after a verdict that did not see them; and the trace
+            of one bad prediction, the mean over ten of them
 
 An attack has worked when its success before cleaning is at least .5; one that has not is not
 scored. Flipped labels are after no prediction: their success is the share that models fit, and they
@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from baselines import cleaned_by, suspicions
 from jaxtyping import Bool, Float
-from poison_table import table
+from poison_table import protocol_of, table
 from scipy.stats import rankdata
 
 from influence.arms import mask_columns
@@ -162,7 +162,7 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
     common = {"data": data, "cell": cell, "seed": seed} | made
     found = [
         common
-        | {"attack": "leak", "protocol": "blind", "attack_worked": True}
+        | {"attack": "leak", "protocol": "blind", "bad_predictions": 0, "attack_worked": True}
         | dict.fromkeys(RANKED)
         | cleaned(scores, audit, "leak", "blind")
         | {name: leak[name] for name in ("precision", "recall")}
@@ -178,10 +178,11 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
         other = (scores["planted"] != "") & ~planted
         success = audit["verify"]["success_by_attack"][attack.name]
         worked = attack.incident is None or success["before"][0] >= ATTACK_WORKED
-        ranks = {"blind": [scores["rank_blind"]]}
+        ranks = {("blind", 0): [scores["rank_blind"]]}
         if attack is experiment.incident_attack:
-            ranks["incident"] = [scores["rank_incident"]]
-            ranks["one"] = list(traces(run, experiment))
+            alone = list(traces(run, experiment))
+            ranks["incident", len(alone)] = [scores["rank_incident"]]
+            ranks["incident", 1] = alone
         baselines = {
             one: detection_metrics(ordered(values), planted, other)
             | {
@@ -191,11 +192,12 @@ def rows_of(data: str, cell: str, config: Config, seed: int, folder: Path) -> li
             for one, values in others.items()
         }
         best = max(baselines, key=lambda one: baselines[one]["auroc"])
-        for protocol, own in ranks.items():
+        for (protocol, given), own in ranks.items():
             metrics = mean_metrics(own, planted, other)
             found.append(
                 common
-                | {"attack": name, "protocol": protocol, "attack_worked": worked}
+                | {"attack": name, "protocol": protocol, "bad_predictions": given}
+                | {"attack_worked": worked}
                 | (metrics if worked else dict.fromkeys(metrics))
                 | cleaned(scores, audit, attack.name, protocol)
                 | {
@@ -294,7 +296,7 @@ def show(row: dict[str, Any]) -> None:
     cleaned = "" if after is None else f" -> {after:.2f} without {row['confirmed']} of "
     cleaned += "" if after is None else f"{row['planted']} and {row['confirmed_clean']} clean ones"
     print(
-        f"{row['data']:8s} {row['attack']:18s} {row['protocol']:9s} seed {row['seed']}: {own}; "
+        f"{row['data']:8s} {row['attack']:18s} {protocol_of(row):21s} seed {row['seed']}: {own}; "
         f"best of others {row['best_baseline']} {row['best_baseline_auroc']:.4f}; success "
         f"{row['attack_success_before']:.2f}{cleaned}",
         flush=True,
