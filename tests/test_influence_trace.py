@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from smoke import SMOKE
+from smoke import JUDGED, SMOKE, read_json
 
 from influence import hidden_support, removal, trace_words, tracing
 from influence.cli import main
@@ -336,6 +336,28 @@ def test_a_trace_that_is_interrupted_goes_on_and_finds_the_same(run, tmp_path, m
     for each in (cut, whole):
         assert main(["trace", str(each.path), *words]) == 0
     assert cut.trace.read_text() == whole.trace.read_text()
+
+
+@pytest.mark.slow
+def test_a_confirmed_set_is_first_of_what_made_a_prediction_that_carries_its_pattern(tmp_path):
+    path = tmp_path / "run"
+    words = ["--poison.backdoor-fraction", "0.04", "--data.train-count", "400"]
+    assert main(["run", SMOKE, "--out", str(path), *JUDGED, *words]) == 0
+    scores = pq.read_table(path / "scores.parquet").to_pydict()
+    planted = {id for id, name in zip(scores["id"], scores["planted"], strict=True)
+               if name == "backdoor"}  # fmt: skip
+    carried = {}
+    ids = read_json(path / "manifest.json")["target_ids"]
+    for kind in ("clean", "incident"):
+        target = next(id for id in ids if id.startswith(f"{kind}:"))
+        assert main(["trace", str(path), "--targets", target]) == 0
+        table = pq.read_table(path / "trace.parquet").sort_by("rank").to_pydict()
+        carried[kind] = [id for id, so in zip(table["id"], table["carried"], strict=True) if so]
+    assert carried["clean"] == []
+    assert set(carried["incident"]) == planted
+    assert set(table["id"][: len(planted)]) == planted
+    assert main(["report", str(path)]) == 0
+    assert "Sets that were found to act as one come first" in (path / "report.html").read_text()
 
 
 @pytest.mark.slow
