@@ -44,7 +44,7 @@ Suspicion = Float[np.ndarray, " n"]
 
 
 class Cleaned(NamedTuple):
-    """Of models trained without what a detector finds first."""
+    """Of models trained without what a detector finds first: shares, from 0 to 1."""
 
     accuracy: float
     """On the clean targets."""
@@ -55,7 +55,16 @@ class Cleaned(NamedTuple):
 def cleaned_by(
     experiment: Experiment, found: dict[str, Suspicion], count: int
 ) -> dict[str, Cleaned]:
-    """What is left of the attacks without the first of each detector, as many as `count`."""
+    """What is left of the attacks without what each detector finds first.
+
+    Args:
+        experiment: of a run.
+        found: suspicions, by the detector's name.
+        count: examples that are left out.
+
+    Returns:
+        By the detector's name; means over the seeds whose members are finite.
+    """
     blocks = {"clean": experiment.targets.examples.take(experiment.targets.clean)}
     blocks |= {attack.name: attack.trial for attack in experiment.attacks}
     inputs, rows = concatenate(list(blocks.values())), np.arange(len(found) * CLEANED_SEEDS)

@@ -4,8 +4,8 @@ A run on unpoisoned digits is swept once. Then, twenty times, its outputs are ex
 masks of each arm, and those of training examples among examples of the same label as well:
 otherwise the mean output of an example would still tell the hard ones. Everything else is done as
 ever: fit, audit, and the verdict's own retrains, whose outputs are what they are. Weights, ranks
-and sets are then noise, and each run may confirm something with a probability of 5 %: of twenty at
-most three.
+and sets are then noise. Examples and sets are each tested at 5 %, so each run may confirm something
+with a probability between 5 and 10 %; at most three of twenty are allowed.
 
 With --masks-alone outputs are exchanged over masks and no further. Weights and sets are noise, but
 margins are not: what is then confirmed is to be compared with what is where nothing is exchanged,

@@ -6,8 +6,8 @@ of split, poison, masks and training. A cell is at most 2,048 retrains of the ml
 --results: what was made is not made again. Then, by protocol:
 
 blind       the blind rank, against standard detectors that see as much (`baselines.py`)
-incident    the rank with ten bad predictions, after a verdict that did not see them; and the trace
-            of one bad prediction, the mean over ten of them
+incident    the rank with ten bad predictions, after a verdict that did not see them; and the rank
+            of a trace of one of them, by sets and backing, before it retrains: the mean over ten
 
 An attack has worked when its success before cleaning is at least .5; one that has not is not
 scored. Flipped labels are after no prediction: their success is the share that models fit, and they
@@ -239,7 +239,7 @@ def cleaned(
 
 
 def swept_at(path: Path) -> str:
-    """The commit of the code that trained the members of a kept run's bank."""
+    """The commit that was checked out when the members of a kept run's bank were trained."""
     return Bank.open(path).manifest.made_with["git_commit"]
 
 
@@ -250,7 +250,8 @@ def commit() -> str:
 
 
 def traces(run: Run, experiment: Experiment) -> list[Float[np.ndarray, " n"]]:
-    """The rank of every training example, from each prediction of the incident alone."""
+    """The rank of every training example, from each prediction of the incident alone, by sets and
+    backing: as a trace has it before it retrains."""
     targets, audit = experiment.targets, run.read_audited()
     weights, columns = load_datamodel(run, targets).weights, mask_columns(experiment)
     sets, ranks = suspected_sets(audit, experiment), []

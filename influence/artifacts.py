@@ -139,7 +139,7 @@ def save_datamodel(
 ) -> None:
     """Write the datamodels and effects of one block of `TARGET_BLOCK` targets after the other.
 
-    They take the place of older ones when all are written.
+    They take the place of older ones when all are written; the audit of those goes before.
     """
     folder = run.datamodel.parent
     partial = folder.with_name(folder.name + ".partial")
@@ -172,6 +172,8 @@ def save_datamodel(
             "mean_effect_errors": mean_effects.standard_error,
         }
         np.savez(partial / run.datamodel.name, **joined)
+        # An interruption leaves no audit that is not of these datamodels.
+        run.audit.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 

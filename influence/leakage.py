@@ -66,7 +66,8 @@ def near_copies(
 
 
 def search(experiment: Experiment, weights: Weights) -> list[dict[str, Any]]:
-    """The `copies` of audit.json, the closest first.
+    """The `copies` of audit.json, the closest first, with the datamodel weight of each example on
+    its target, in output units; positive where keeping it helps the target's label.
 
     Args:
         experiment: of the run.

@@ -32,7 +32,7 @@ class LookAlikes(NamedTuple):
 def described(
     experiment: Experiment, clusters: Sequence[Int[np.ndarray, " _"]]
 ) -> list[dict[str, Any]]:
-    """The `look_alikes` of audit.json, with examples by id."""
+    """The `look_alikes` of audit.json, with examples by id; clusters as of `image_clusters`."""
     train = experiment.train
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
     return [
@@ -50,7 +50,13 @@ def search(
     labels: Int[np.ndarray, " n"],
     clusters: Sequence[Int[np.ndarray, " _"]],
 ) -> list[LookAlikes]:
-    """The sets of any label with the most equal pattern, the most equal first."""
+    """The sets of any label with the most equal pattern, the most equal first.
+
+    Args:
+        images: of all training examples.
+        labels: of them.
+        clusters: each of one label, as rows; those that are surest of it come first.
+    """
     found = []
     for rows in clusters:
         own = pattern.sharing(images, rows, labels == labels[rows[0]])

@@ -119,8 +119,6 @@ def fit_stage(run: Run, experiment: Experiment, bank: Bank) -> None:
             attribution.effects(regression, prepared, judged),
             attribution.mean_effects(regression, prepared, (targets.clean, targets.incident)),
         )
-    # An interruption leaves no audit that is not of these datamodels.
-    run.audit.unlink(missing_ok=True)
     model = load_datamodel(run, targets)
     summary = quality.summary(regression, model.diagnostics, model.quality, model.predict, targets)
     run.replace_audit(
@@ -234,22 +232,22 @@ def _judge(run: Run, experiment: Experiment) -> None:
 
 
 def _rank_judged(
-    experiment: Experiment, scores: Scores, verdicts: Verdicts, clusters: Sequence[dict[str, Any]]
+    experiment: Experiment, scores: Scores, verdicts: Verdicts, strange: Sequence[dict[str, Any]]
 ) -> Suspicion:
-    """The ranks that follow the verdicts; `clusters` are the `strangers` of audit.json.
+    """The ranks that follow the verdicts; `strange` are the `strangers` of audit.json.
 
     The bad predictions of an incident decide which examples are judged by themselves: there the
     blind rank follows only what retraining showed of sets, which are found without them.
     """
     train, examples = experiment.train, verdicts.examples
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
-    found = [positions_of(train.ids.tolist(), one["examples"]) for one in clusters]
+    clusters = [positions_of(train.ids.tolist(), one["examples"]) for one in strange]
 
     def ranked(margin: Float[np.ndarray, " n"], confirmed: Bool[np.ndarray, " n"]) -> Suspicion:
         outputs = unseen(scores.out_of_bag, margin)
         alike = mean_of_alike(np.minimum(outputs, 0), inputs, labels, experiment.vocabulary)
-        strange = mostly_confirmed(confirmed, found)
-        return suspect_judged(scores, verdicts.support, outputs, alike, strange)
+        first = mostly_confirmed(confirmed, clusters)
+        return suspect_judged(scores, verdicts.support, outputs, alike, first)
 
     unknown = np.full_like(examples.margin, np.nan)
     judged = ranked(examples.margin if experiment.gives_margins else unknown, verdicts.confirmed)

@@ -50,6 +50,8 @@ class Search(NamedTuple):
     """The order in which they go."""
     smallest: int | None
     """Number of groups; None where even the most do not."""
+    in_first: int | None
+    """The same in the first of the orders."""
     most: int
     """Groups that were tried to be removed at once."""
     removed: Bool[np.ndarray, " n"]
@@ -124,50 +126,35 @@ def search(
 
     Args:
         retrain: with what is removed in each retrain, and whether to judge by it.
-        orders: groups, in which they may go.
-        share: as for `preferred`.
+        orders: groups, in which they may go. The first counts, unless in another fewer have to go.
+        share: of the removals in the first order, at most so many have to go in the other.
         columns: the group of every example.
         labels: of the examples.
         seeds: retrains of a removal.
         control: seed of the random removals.
     """
 
-    def first(by: By, count: int) -> Bool[np.ndarray, "s n"]:
+    def without(by: By, count: int) -> Bool[np.ndarray, "s n"]:
         return np.tile(np.isin(columns, orders[by][:count]), (seeds, 1))
 
     def still_bad(by: By, count: int) -> bool:
-        return retrain(first(by, count), False).still_bad
+        return retrain(without(by, count), False).still_bad
 
-    by, *_ = orders
-    largest, count = most(len(orders[by])), 0
-    if still_bad(by, 0):
-        counts: dict[By, int | None] = {
-            by: smallest(partial(still_bad, by), largest) for by in orders
-        }
-        by = preferred(counts, share)
-        count = counts[by]
-    removed = first(by, largest if count is None else count)
-    random = random_like(labels, removed[0], seeds, control)
-    judged = (retrain(each, True) for each in (first(by, 0), removed, random))
-    return Search(by, count, largest, removed[0], *judged)
-
-
-def preferred(counts: Mapping[By, int | None], share: float) -> By:
-    """The order to go by: the first, unless another needs fewer removals, at most a share as many.
-
-    Args:
-        counts: removals that end the predictions; None where even the most do not.
-        share: of those that the first needs.
-    """
-    first, *others = counts
-    needed = counts[first]
+    first, *others = orders
+    largest = most(len(orders[first]))
+    by, count = first, 0
+    if still_bad(first, 0):
+        count = smallest(partial(still_bad, first), largest)
+    in_first = count
     for other in others:
-        count = counts[other]
-        if count is None:
-            continue
-        if needed is None or (count < needed and count <= share * needed):
-            return other
-    return first
+        limit = largest if count is None else min(int(share * count), count - 1)
+        fewer = smallest(partial(still_bad, other), limit) if limit > 0 else None
+        if fewer is not None:
+            by, count = other, fewer
+    removed = without(by, largest if count is None else count)
+    random = random_like(labels, removed[0], seeds, control)
+    judged = (retrain(each, True) for each in (without(by, 0), removed, random))
+    return Search(by, count, in_first, largest, removed[0], *judged)
 
 
 def most(groups: int) -> int:
@@ -222,6 +209,7 @@ def described(found: Search) -> dict[str, Any]:
     return {
         "by": found.by,
         "smallest": found.smallest,
+        "by_backing": found.in_first,
         "most": found.most,
         "bad": {name: cell.bad for name, cell in cells.items()},
         "output": {name: cell.output for name, cell in cells.items()},

@@ -15,8 +15,8 @@ from training.errors import UserError, reason
 from training.files import write_atomically, writing
 
 AUDIT_VERSION = 3
-"""Of what an audit leaves for the stages after it, in audit.json and scores.parquet; to be raised
-where they come to need more, or other things by the same names."""
+"""Of what audit, verify and trace leave for what reads it, in audit.json, scores.parquet and
+trace.json; to be raised where more is needed, or other things by the same names."""
 
 
 class Run:

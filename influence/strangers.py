@@ -32,7 +32,7 @@ class Strangers(NamedTuple):
 def described(
     experiment: Experiment, clusters: Sequence[Int[np.ndarray, " _"]]
 ) -> list[dict[str, Any]]:
-    """The `strangers` of audit.json, with examples by id."""
+    """The `strangers` of audit.json, with examples by id; clusters as of `image_clusters`."""
     train = experiment.train
     inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
     return [
@@ -53,6 +53,11 @@ def search(
     """The clusters of any label of whose closest images few have it, the fewest first.
 
     None that another one holds; and none at all where they are more than `MOST_STRANGE`.
+
+    Args:
+        images: of all training examples.
+        labels: of them.
+        clusters: each of one label, as rows; the first `LOOKED_AT` of each are asked.
     """
     found = []
     for rows in clusters:

@@ -43,7 +43,7 @@ def said(summary: dict[str, Any]) -> str:
     """
     head, bad, removed = headline(summary), summary["bad"], summary["removed"]
     if summary["smallest"] == 0:
-        return f"{head}. The ranking, by {summary['by']}, is in trace.parquet"
+        return f"{head}. The ranking{_by(summary)} is in trace.parquet"
     shown = ", ".join(map(str, removed[:SHOWN]))
     more = f" and {len(removed) - SHOWN:,} more" if len(removed) > SHOWN else ""
     what = "right" if summary["flip"] else "bad"
@@ -51,8 +51,12 @@ def said(summary: dict[str, Any]) -> str:
         f"{head}. With fresh seeds ({summary['seeds']}): {what} are {_percent(bad['before'])} with "
         f"all, {_percent(bad['after'])} without these, {_percent(bad['after_random'])} without as "
         f"many random ones of the same labels\n"
-        f"They are {shown}{more}; the ranking, by {summary['by']}, is in trace.parquet"
+        f"They are {shown}{more}; the ranking{_by(summary)} is in trace.parquet"
     )
+
+
+def _by(summary: dict[str, Any]) -> str:
+    return ", by drive alone," if summary["by"] == "drive" else ""
 
 
 def _percent(share: Sequence[float]) -> str:

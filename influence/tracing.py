@@ -66,7 +66,7 @@ class Traced(NamedTuple):
         return np.lexsort((-self.drive, -self.backing, -whole, ~self.carried))
 
     def orders(self) -> dict[By, Int[np.ndarray, " g"]]:
-        """By what they are."""
+        """All orders, by what they are by; the first is the one to go by if none is better."""
         return {by: self.order(by) for by in get_args(By)}
 
     def rank(self, by: By = "backing") -> Int[np.ndarray, " g"]:

@@ -42,7 +42,7 @@ class Verification(NamedTuple):
     success: dict[str, dict[str, Interval]]
     """Per attack, per cell."""
     success_change: dict[str, Interval]
-    """Per attack, without the confirmed, seed by seed."""
+    """Per attack: its share without the confirmed less that with all examples, seed by seed."""
     outputs: dict[str, Float[np.ndarray, "s t"]]
     """Of the clean and the incident targets, per cell; NaN where a member is not finite."""
     change: Change
@@ -154,7 +154,8 @@ def _share_correct(leads: Float[np.ndarray, "m k"], contexts: Sequence[str]) -> 
 
 
 def _change_of_share(leads: Float[np.ndarray, "m k"], contexts: Sequence[str]) -> Interval:
-    """Of the share of inputs that get their label, without the confirmed, seed by seed."""
+    """Of the share of inputs that get their label: without the confirmed less with all examples,
+    seed by seed; Student's, so without width where all seeds agree."""
     right = counterfactual.by_cell(counterfactual.share_positive(leads), contexts)
     return counterfactual.interval(right["after"] - right["before"])
 

@@ -1,4 +1,5 @@
-"""Strict JAX for every test, and four fake CPU devices."""
+"""Strict JAX for every test, four fake CPU devices, and one finished run for those that look at
+one."""
 
 import os
 import shutil

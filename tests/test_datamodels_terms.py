@@ -15,7 +15,7 @@ from datamodels.estimates import Effects
 from datamodels.process import Settings
 from datamodels.scores import sampling
 from datamodels.shapes import MOST_ORDER, fit_shapes, has, mixed_step, step_effects, subsets
-from datamodels.terms import Assessed, without_overlaps
+from datamodels.terms import Assessed, mostly_same, without_overlaps
 
 JOINT = Settings(steps=8, own_mains=False, joint=True, noise=None)
 
@@ -354,3 +354,8 @@ def test_steady_terms_are_those_that_are_there():
     assert model.stability([]).shape == (0,)
     with pytest.raises(ValueError, match="splits = 0 must be at least 1"):
         model.stability([sure], splits=0)
+
+
+def test_two_sets_are_mostly_the_same_that_share_more_than_half_of_what_they_have_together():
+    assert mostly_same(np.arange(6), np.arange(2, 8)) is False
+    assert mostly_same(np.arange(6), np.arange(1, 7)) is True

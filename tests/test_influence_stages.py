@@ -7,7 +7,7 @@ import signal
 import pytest
 from smoke import read_json
 
-from influence import pipeline
+from influence import artifacts, pipeline
 from influence.cli import main
 from influence.interruption import Interrupted
 
@@ -83,19 +83,28 @@ def test_a_stage_that_is_interrupted_leaves_nothing_that_does_not_belong_togethe
     assert f"run first: accomplice {stage}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("within", ["save_datamodel", "load_datamodel"])
+@pytest.mark.parametrize("after", ["nothing", "the older audit", "all of it"])
 def test_a_fit_that_is_interrupted_leaves_the_older_one_or_no_audit(
-    smoke_copy, monkeypatch, capsys, within
+    smoke_copy, monkeypatch, capsys, after
 ):
-    def interrupted(*_):
+    where = {
+        "nothing": (pipeline, "save_datamodel"),
+        "the older audit": (artifacts.shutil, "rmtree"),
+        "all of it": (pipeline, "load_datamodel"),
+    }
+    before, rmtree = read_json(smoke_copy / "audit.json"), shutil.rmtree
+
+    def interrupted(path, *_, **options):
+        # The folder of an earlier interruption goes first.
+        if after == "the older audit" and path.name.endswith(".partial"):
+            return rmtree(path, **options)
         raise Interrupted(signal.SIGINT)
 
-    before = read_json(smoke_copy / "audit.json")
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, within, interrupted)
+        patch.setattr(*where[after], interrupted)
         assert main(["fit", str(smoke_copy)]) == 130
     capsys.readouterr()
-    if within == "save_datamodel":
+    if after == "nothing":
         assert read_json(smoke_copy / "audit.json") == before
         assert main(["report", str(smoke_copy)]) == 0
     else:

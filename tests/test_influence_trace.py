@@ -20,7 +20,7 @@ from influence.config import read_config
 from influence.counterfactual import random_like
 from influence.experiment import Targets, prepare
 from influence.looks import looks_of
-from influence.removal import SHARE, Removal, most, preferred, search, smallest
+from influence.removal import SHARE, Removal, most, search, smallest
 from influence.report import templates
 from influence.run import Run
 from influence.trace_part import Ranked, Seen, TracePart, trace_part
@@ -215,36 +215,44 @@ def test_bisection_finds_the_smallest_number(limit, needed):
 
 
 @pytest.mark.parametrize(
-    ("backing", "drive", "share", "by"),
+    ("backing", "drive", "share", "expected"),
     [
-        (30, 10, SHARE, "drive"), (30, 11, SHARE, "backing"), (None, 90, SHARE, "drive"),
-        (30, None, SHARE, "backing"), (None, None, SHARE, "backing"), (5, 4, 1.0, "drive"),
-        (5, 5, 1.0, "backing"), (4, 5, 1.0, "backing"), (1, 1, SHARE, "backing"),
+        (30, 10, SHARE, ("drive", 10)), (30, 11, SHARE, ("backing", 30)),
+        (None, 31, SHARE, ("drive", 31)), (30, None, SHARE, ("backing", 30)),
+        (None, None, SHARE, ("backing", None)), (5, 4, 1.0, ("drive", 4)),
+        (5, 5, 1.0, ("backing", 5)), (4, 5, 1.0, ("backing", 4)), (1, 1, SHARE, ("backing", 1)),
+        (0, 0, 1.0, ("backing", 0)),
     ],
 )  # fmt: skip
-def test_that_order_is_taken_that_needs_much_fewer_removals(backing, drive, share, by):
-    assert preferred({"backing": backing, "drive": drive}, share) == by
-
-
-@pytest.mark.parametrize(("share", "by", "count"), [(0.1, "backing", 8), (1.0, "drive", 2)])
-def test_a_removal_is_the_smallest_of_the_order_that_is_taken(share, by, count):
-    """Predictions end once groups 3 and 5 are gone."""
-    orders = {"backing": np.array([0, 1, 2, 4, 6, 3, 7, 5]), "drive": np.array([3, 5, *range(8)])}
-    orders["drive"] = np.array(list(dict.fromkeys(orders["drive"].tolist())))
-    orders = {name: np.concatenate([order, np.arange(8, 100)]) for name, order in orders.items()}
+def test_a_removal_goes_by_the_order_in_which_far_fewer_have_to_go(backing, drive, share, expected):
+    """In each order the prediction ends once its group number `needed` is gone, from 1."""
+    groups, rng = 310, np.random.default_rng(0)
+    needed = {"backing": backing, "drive": drive}
+    orders = {by: rng.permutation(groups) for by in needed}
     asked = []
 
+    def ended(removed):
+        gone = set(np.flatnonzero(removed).tolist())
+        return any(
+            count is not None
+            and gone == set(orders[by][: len(gone)].tolist())
+            and len(gone) >= count
+            for by, count in needed.items()
+        )
+
     def retrain(removed, judging):
-        asked.append(judging)
-        bad = (1.0 - float(removed[0][[3, 5]].all()),) * 3
+        asked.append((int(removed[0].sum()), judging))
+        bad = (1.0 - ended(removed[0]),) * 3
         return Removal(bad, bad)
 
-    labels = np.zeros(100, int)
-    found = search(retrain, orders, share, np.arange(100), labels, 4, (0, 1))
-    assert (found.by, found.smallest, found.removed.sum()) == (by, count, count)
-    assert found.removed[[3, 5]].all()
-    assert (found.before.bad[0], found.after.bad[0], found.after_random.bad[0]) == (1, 0, 1)
-    assert asked.count(True) == 3
+    labels = np.zeros(groups, int)
+    found = search(retrain, orders, share, np.arange(groups), labels, 4, (0, 1))
+    assert (found.by, found.smallest) == expected
+    assert (found.in_first, found.most) == (backing, 31)
+    count = 31 if found.smallest is None else found.smallest
+    assert set(np.flatnonzero(found.removed)) == set(orders[found.by][:count].tolist())
+    assert [number for number, judging in asked if judging] == [0, count, count]
+    assert found.after.bad[0] == float(found.smallest is None)
 
 
 @given(st.integers(2, 1000))
@@ -448,7 +456,7 @@ def test_what_is_said_of_a_removal_follows_the_fresh_seeds(after, begins):
     shares = {"before": 0.9, "after": after, "after_random": 0.8}
     summary = {
         "targets": ["incident:1"], "flip": False, "removed": [3, 4], "seeds": 16, "smallest": 2,
-        "by": "drive", "most": 20, "predicted": 1,
+        "by": "drive", "by_backing": 9, "most": 20, "predicted": 1,
         "bad": {name: [one, one, one] for name, one in shares.items()},
     }  # fmt: skip
     said = trace_words.said(summary)
@@ -458,7 +466,7 @@ def test_what_is_said_of_a_removal_follows_the_fresh_seeds(after, begins):
 
 FOUND = {
     "targets": ["incident:1"], "flip": False, "removed": [3, 4], "seeds": 16, "smallest": 2,
-    "by": "backing", "most": 20, "predicted": 1,
+    "by": "backing", "by_backing": 2, "most": 20, "predicted": 1,
     "bad": {"before": [0.9, 0.8, 1.0], "after": [0.1, 0.0, 0.2], "after_random": [0.8, 0.7, 0.9]},
     "output": {name: [1.0, 0.5, 1.5] for name in ("before", "after", "after_random")},
 }  # fmt: skip
@@ -476,6 +484,14 @@ END = "most of the bad predictions end"
         ({"smallest": None}, "No removal of up to 20 groups ends most of the bad predictions (by"),
         ({"smallest": None, "most": 2}, "No removal of up to 2 examples ends most of the bad"),
         ({"smallest": 0}, "Trained on everything, 90 % of the predictions are bad"),
+        (
+            {"by": "drive", "by_backing": 9},
+            "The rank is by drive alone, as by backing 9 had to go.",
+        ),
+        (
+            {"by": "drive", "by_backing": None},
+            "The rank is by drive alone, as by backing even 20 were not enough.",
+        ),
         ({"flip": True, "predicted": None}, "right predictions end (by their weights not even 20"),
     ],
 )
