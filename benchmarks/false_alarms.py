@@ -72,11 +72,17 @@ def judged(path: Path) -> dict[str, Any]:
     return run.read_audit()["verdict"] | {"ids": ids}
 
 
-def said(found: dict[str, Any]) -> str:
-    ids = f": {', '.join(map(str, found['ids']))}" if found["ids"] else ""
+def shown(found: dict[str, Any]) -> dict[str, Any]:
+    """Of a verdict how much was judged, and the ids of what is confirmed."""
+    number = {"judged": found["judged"], "sets": len(found["sets"])}
+    return number | {"confirmed": found["ids"]}
+
+
+def said(one: dict[str, Any]) -> str:
+    ids = f": {', '.join(map(str, one['confirmed']))}" if one["confirmed"] else ""
     return (
-        f"{found['confirmed']} of {found['judged']} judged examples confirmed, "
-        f"{len(found['sets'])} sets{ids}"
+        f"{len(one['confirmed'])} of {one['judged']} judged examples confirmed, "
+        f"{one['sets']} sets{ids}"
     )
 
 
@@ -91,38 +97,45 @@ def main() -> None:
     parser.add_argument(
         "--masks-alone", action="store_true", help="exchange nothing over training examples"
     )
+    parser.add_argument("--results", type=Path, help="file of both exchanges, as JSON, to add to")
     options = parser.parse_args()
     set_up_jax()
     words = [*NONE, *SWEEP, "--data.seed", "20"]
     if options.quick:
         words += FEW
     config, _ = override(read_config(CONFIGS / "digits.toml"), words, "benchmarks")
-    confirmed: list[list[int]] = []
-    known: set[int] = set()
+    runs: list[dict[str, Any]] = []
+    whole: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         sweep_stage(prepare_for(config, source), source)
         labels = np.asarray(load_experiment(source)[1].train.examples.labels)
         if options.masks_alone:
             labels = labels[:0]
-            whole = judged(source)
+            whole = shown(judged(source))
             print(f"nothing exchanged: {said(whole)}", flush=True)
-            known = set(whole["ids"])
         for seed in range(2 if options.quick else RUNS):
             path = Path(folder) / str(seed)
             exchanged(source, path, labels, seed)
-            found = judged(path)
-            confirmed.append(found["ids"])
-            print(f"exchange {seed}: {said(found)}", flush=True)
+            runs.append(shown(judged(path)))
+            print(f"exchange {seed}: {said(runs[-1])}", flush=True)
             shutil.rmtree(path)
             # Linux allows a process so many memory mappings, and every program takes some.
             jax.clear_caches()
-    found = {"commit": commit(), "confirmed": confirmed, "alarms": sum(map(bool, confirmed))}
-    print(f"{found['alarms']} of {len(confirmed)} runs confirmed something")
+    found = {
+        "commit": commit(),
+        "alarms": sum(bool(one["confirmed"]) for one in runs),
+        "runs": runs,
+    }
+    print(f"{found['alarms']} of {len(runs)} runs confirmed something")
     if options.masks_alone:
-        beyond = sum(not known.issuperset(ids) for ids in confirmed)
-        found |= {"nothing_exchanged": sorted(known), "alarms_beyond": beyond}
+        beyond = sum(not set(whole["confirmed"]).issuperset(one["confirmed"]) for one in runs)
+        found |= {"nothing_exchanged": whole, "alarms_beyond": beyond}
         print(f"{beyond} of them something that is not confirmed where nothing is exchanged")
+    if options.results:
+        kept = json.loads(options.results.read_text()) if options.results.exists() else {}
+        kept["masks" if options.masks_alone else "masks_and_labels"] = found
+        options.results.write_text(json.dumps(kept, indent=1) + "\n")
     if options.json:
         print(json.dumps(found))
 
