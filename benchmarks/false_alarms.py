@@ -59,7 +59,7 @@ def exchanged(source: Path, out: Path, labels: Int[np.ndarray, " _"], seed: int)
 
 
 def judged(path: Path) -> dict[str, Any]:
-    """What the verdict says of a swept run, and the ids of what it confirms."""
+    """Of a swept run how much the verdict judged, and the ids of what it confirms."""
     from influence.pipeline import audit_stage, fit_stage, verify_stage
     from influence.sweeping import load_experiment
 
@@ -69,13 +69,8 @@ def judged(path: Path) -> dict[str, Any]:
     verify_stage(run, experiment)
     scores = read_scores(run)
     ids = scores["id"][scores["status"] == "confirmed"].tolist()
-    return run.read_audit()["verdict"] | {"ids": ids}
-
-
-def shown(found: dict[str, Any]) -> dict[str, Any]:
-    """Of a verdict how much was judged, and the ids of what is confirmed."""
-    number = {"judged": found["judged"], "sets": len(found["sets"])}
-    return number | {"confirmed": found["ids"]}
+    verdict = run.read_audit()["verdict"]
+    return {"judged": verdict["judged"], "sets": len(verdict["sets"]), "confirmed": ids}
 
 
 def said(one: dict[str, Any]) -> str:
@@ -112,12 +107,12 @@ def main() -> None:
         labels = np.asarray(load_experiment(source)[1].train.examples.labels)
         if options.masks_alone:
             labels = labels[:0]
-            whole = shown(judged(source))
+            whole = judged(source)
             print(f"nothing exchanged: {said(whole)}", flush=True)
         for seed in range(2 if options.quick else RUNS):
             path = Path(folder) / str(seed)
             exchanged(source, path, labels, seed)
-            runs.append(shown(judged(path)))
+            runs.append(judged(path))
             print(f"exchange {seed}: {said(runs[-1])}", flush=True)
             shutil.rmtree(path)
             # Linux allows a process so many memory mappings, and every program takes some.

@@ -6,7 +6,8 @@ activations, so that no model decides.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -29,6 +30,31 @@ def of_training(experiment: Experiment) -> list[Int[np.ndarray, " _"]] | None:
     if inputs.dtype != np.uint8 or inputs.ndim != 4 or len(inputs) > MOST_SEARCHED:
         return None
     return clusters(inputs, np.asarray(examples.labels))
+
+
+def described(
+    experiment: Experiment,
+    clusters: Sequence[Int[np.ndarray, " _"]] | None,
+    search: Callable[..., Sequence[Any]],
+) -> list[dict[str, Any]] | None:
+    """What a search finds in clusters, as audit.json has it: class, examples by id, and the rest.
+
+    Args:
+        experiment: of the run.
+        clusters: of its training examples (`of_training`); None where they are not searched.
+        search: of `look_alikes` or `strangers`.
+    """
+    if clusters is None:
+        return None
+    train = experiment.train
+    inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
+    found = []
+    for one in search(inputs, labels, clusters):
+        said = one._asdict()
+        rows = said.pop("rows")
+        of_label = experiment.class_names[labels[rows[0]]]
+        found.append({"class": of_label, "examples": train.ids[rows].tolist()} | said)
+    return found
 
 
 def clusters(

@@ -8,14 +8,13 @@ pattern is the most equal in all of its examples are judged by retraining.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from datamodels.terms import mostly_same
 from influence import pattern
-from influence.experiment import Experiment
 
 FIRST = 3
 """Sets that retraining judges."""
@@ -27,22 +26,6 @@ class LookAlikes(NamedTuple):
     rows: Int[np.ndarray, " _"]
     sameness: float
     """How equal it is in all of them, from 0 to 1."""
-
-
-def described(
-    experiment: Experiment, clusters: Sequence[Int[np.ndarray, " _"]]
-) -> list[dict[str, Any]]:
-    """The `look_alikes` of audit.json, with examples by id; clusters as of `image_clusters`."""
-    train = experiment.train
-    inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
-    return [
-        {
-            "class": experiment.class_names[labels[one.rows[0]]],
-            "examples": train.ids[one.rows].tolist(),
-            "sameness": one.sameness,
-        }
-        for one in search(inputs, labels, clusters)
-    ]
 
 
 def search(

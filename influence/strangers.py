@@ -5,12 +5,11 @@ in the clusters of each label (`image_clusters`).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from influence.experiment import Experiment
 from influence.likeness import closest
 
 NEIGHBOURS, LOOKED_AT = 20, 100
@@ -27,22 +26,6 @@ class Strangers(NamedTuple):
     rows: Int[np.ndarray, " _"]
     own_label: float
     """Share of their closest images that have their label."""
-
-
-def described(
-    experiment: Experiment, clusters: Sequence[Int[np.ndarray, " _"]]
-) -> list[dict[str, Any]]:
-    """The `strangers` of audit.json, with examples by id; clusters as of `image_clusters`."""
-    train = experiment.train
-    inputs, labels = np.asarray(train.examples.inputs), np.asarray(train.examples.labels)
-    return [
-        {
-            "class": experiment.class_names[labels[one.rows[0]]],
-            "examples": train.ids[one.rows].tolist(),
-            "own_label": one.own_label,
-        }
-        for one in search(inputs, labels, clusters)
-    ]
 
 
 def search(
