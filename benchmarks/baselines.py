@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from cleanlab.rank import get_label_quality_scores
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
@@ -27,7 +27,7 @@ from influence.arms import main_task
 from influence.counterfactual import share_positive
 from influence.experiment import Experiment
 from influence.layout import sweeper_for
-from training.examples import concatenate
+from training.examples import Examples, concatenate
 from training.groups import GroupsConfig, features_of
 from training.outputs import lead
 from training.seeds import root_key, training_keys
@@ -69,12 +69,11 @@ def cleaned_by(
     blocks |= {attack.name: attack.trial for attack in experiment.attacks}
     inputs, rows = concatenate(list(blocks.values())), np.arange(len(found) * CLEANED_SEEDS)
     kept = [np.argsort(np.argsort(-values, kind="stable")) >= count for values in found.values()]
-    task = main_task(experiment)._replace(targets=inputs, output=lead, panels=(len(inputs),))
     # The same seeds for every detector.
     seeds = root_key(experiment.config.audit.seed, CLEANED_STREAM)
     keys = training_keys(seeds, rows % CLEANED_SEEDS, np.zeros(len(rows), np.int64))
     masks = np.repeat(np.stack(kept), CLEANED_SEEDS, axis=0)
-    leads = sweeper_for(experiment, task).start(keys, masks).fetch().reports[0].outputs
+    leads = _retrained(experiment, inputs, lead, keys, masks)
     ends = np.cumsum([len(block) for block in blocks.values()])[:-1]
     parts = zip(blocks, np.split(leads, ends, axis=1), strict=True)
     shares = {
@@ -106,6 +105,18 @@ def suspicions(experiment: Experiment) -> dict[str, Suspicion]:
     }
 
 
+def _retrained(
+    experiment: Experiment,
+    targets: Examples,
+    output: Callable[..., Array],
+    keys: UInt32[np.ndarray, "m 2"],
+    masks: Bool[np.ndarray, "m n"],
+) -> Float[np.ndarray, "m _"]:
+    """The outputs of members with these keys and masks, which are kept nowhere."""
+    task = main_task(experiment)._replace(targets=targets, output=output, panels=(len(targets),))
+    return sweeper_for(experiment, task).start(keys, masks).fetch().reports[0].outputs
+
+
 def _logits(logits: Float[Array, "b c"], labels: Int[Array, " b"]) -> Float[Array, "b c"]:
     return logits
 
@@ -113,11 +124,9 @@ def _logits(logits: Float[Array, "b c"], labels: Int[Array, " b"]) -> Float[Arra
 def _probabilities(experiment: Experiment, kept: np.ndarray) -> Float[np.ndarray, "k n c"]:
     """Of every class, for every training example: the mean over seeds, with some examples kept."""
     examples = experiment.train.examples
-    task = main_task(experiment)._replace(targets=examples, output=_logits, panels=(len(examples),))
-    sweeper = sweeper_for(experiment, task)
     masks = np.repeat(kept, SEEDS, axis=0)
     keys = training_keys(root_key(0, STREAM), np.arange(len(masks)), np.zeros(len(masks), np.int64))
-    outputs = sweeper.start(keys, masks).fetch().reports[0].outputs
+    outputs = _retrained(experiment, examples, _logits, keys, masks)
     shaped = outputs.reshape(len(kept), SEEDS, len(examples), -1)
     return np.asarray(jax.nn.softmax(shaped, axis=-1)).mean(1)
 
