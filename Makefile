@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/accomplice run configs/digits.toml
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(MARK)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(MARK)"
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

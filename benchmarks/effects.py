@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.5)
     options = parser.parse_args()
     set_up_jax()
-    members, contexts = (300, 20) if options.quick else (1000, 300)
+    members, contexts = (150, 4) if options.quick else (1000, 300)
     retrainer = Retrainer.of("digits.toml", CLUSTERS)
     masks, outputs, _ = retrainer.members(0, members, options.alpha)
 

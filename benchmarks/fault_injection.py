@@ -350,7 +350,8 @@ def main() -> None:
                 trial, whole, folder / number.name, count, number, longest
             )
             print(number.name, results[number.name], flush=True)
-        long, saved = Trial(folder / "long", members=16, steps=2000), folder / "saved"
+        steps = 500 if options.quick else 2000
+        long, saved = Trial(folder / "long", members=16, steps=steps), folder / "saved"
         save = ("--checkpoint.every-steps", "10")
         long.finish(saved, *save)
         results["checkpoints"] = stop_at_random(

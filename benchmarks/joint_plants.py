@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     set_up_jax()
     start = time.monotonic()
-    count, measured, members = (4, 300, 600) if options.quick else (36, 1200, 3000)
+    count, measured, members = (1, 60, 200) if options.quick else (36, 1200, 3000)
     data = plant(count)
     with tempfile.TemporaryDirectory() as folder:
         retrainer = retrainer_of(data, Path(folder))

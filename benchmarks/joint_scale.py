@@ -32,7 +32,7 @@ SETS = (2, 3, 2)
 """Groups of the planted sets: copies, copies, partners."""
 UNSEEN = 2000
 FULL = {"masks": 10_000, "groups": 5000}
-QUICK = {"masks": 1200, "groups": 400}
+QUICK = {"masks": 300, "groups": 100}
 
 
 def planted(
@@ -102,8 +102,8 @@ def main() -> None:
     options = parser.parse_args()
     set_up_jax()
     if options.quick:
-        row = measure(**QUICK, targets=2)
-        fewer = cost_of_fewer_masks(100, 2, (300, 600, 1200))
+        row = measure(**QUICK, targets=1)
+        fewer = cost_of_fewer_masks(QUICK["groups"], 1, (150, 300))
     else:
         row = measure(**FULL, targets=options.targets)
         fewer = cost_of_fewer_masks(200, 4, (750, 1500, 3000, 6000))

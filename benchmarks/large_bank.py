@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
     parser.add_argument("--quick", action="store_true", help="a smaller bank")
     options = parser.parse_args()
-    targets, members = (5_000, 100) if options.quick else (200_000, 2_000)
+    targets, members = (2_000, 60) if options.quick else (200_000, 2_000)
     with tempfile.TemporaryDirectory() as place:
         small = peaks(Path(place) / "small", 1_000, members)
         large = peaks(Path(place) / "large", targets, members)

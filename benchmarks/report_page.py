@@ -59,12 +59,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
-    parser.add_argument("--quick", action="store_true", help="1,000 examples, once")
+    parser.add_argument("--quick", action="store_true", help="300 examples, once")
     options = parser.parse_args()
     set_up_jax()
     from influence.pipeline import run_all
 
-    count, times = (1_000, 1) if options.quick else (10_000, 9)
+    count, times = (300, 1) if options.quick else (10_000, 9)
     with TemporaryDirectory() as folder:
         source = Path(folder) / "pictures.parquet"
         write_pictures(source, count + TARGETS + SPARE)
