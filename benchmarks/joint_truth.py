@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer groups, seeds and targets")
     options = parser.parse_args()
     set_up_jax()
-    groups, seeds, members, targets = (7, 2, 200, 1) if options.quick else (12, 8, 1000, TARGETS)
+    groups, seeds, members, targets = (10, 2, 200, 1) if options.quick else (12, 8, 1000, TARGETS)
     flags = ["--groups.by", "cluster", "--groups.count", str(groups)]
     retrainer = Retrainer.of("digits.toml", flags)
     if retrainer.groups != groups:

@@ -24,12 +24,13 @@ FEATURES = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
-    parser.add_argument("--quick", action="store_true", help="a smaller bank")
+    parser.add_argument("--quick", action="store_true", help="a smaller bank, of one arm")
     options = parser.parse_args()
     targets, members = (2_000, 60) if options.quick else (200_000, 2_000)
     with tempfile.TemporaryDirectory() as place:
-        small = peaks(Path(place) / "small", 1_000, members)
-        large = peaks(Path(place) / "large", targets, members)
+        words = ["--joint.share", "0", "--fit.joint-targets", "0"] if options.quick else []
+        small = peaks(Path(place) / "small", 1_000, members, words)
+        large = peaks(Path(place) / "large", targets, members, words)
     outputs = 4 * members * (TRAINED + targets)
     print(f"outputs: {members:,} members x {TRAINED + targets:,} targets, {outputs / 1e9:.2f} GB")
     for stage in STAGES:
@@ -42,12 +43,12 @@ def main() -> None:
         print(json.dumps({"outputs": outputs, "peak": large, "peak_of_1000_targets": small}))
 
 
-def peaks(folder: Path, targets: int, members: int) -> dict[str, int]:
-    """Bytes that each stage held at most."""
+def peaks(folder: Path, targets: int, members: int, words: list[str]) -> dict[str, int]:
+    """Bytes that each stage held at most; the words are options of the run."""
     folder.mkdir()
     table, run = folder / "rows.parquet", folder / "run"
     write_table(table, TRAINED + targets)
-    words = [
+    own = [
         "--data.source", str(table), "--data.train-count", str(TRAINED),
         "--data.target-count", str(targets), "--model.name", "linear", "--optim.steps", "20",
         "--optim.batch-size", "20", "--sweep.members", str(members), "--sweep.width", "8",
@@ -56,7 +57,7 @@ def peaks(folder: Path, targets: int, members: int) -> dict[str, int]:
     ]  # fmt: skip
     config = folder / "rows.toml"
     config.write_text("")
-    found = {"sweep": peak("sweep", str(config), "--out", str(run), *words)}
+    found = {"sweep": peak("sweep", str(config), "--out", str(run), *own, *words)}
     return found | {stage: peak(stage, str(run)) for stage in STAGES[1:]}
 
 

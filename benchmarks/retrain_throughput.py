@@ -167,7 +167,7 @@ def compare(case: Case, repeats: int, images: np.ndarray, labels: np.ndarray) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one line of JSON, last on stdout")
-    parser.add_argument("--quick", action="store_true", help="one repetition of the two smallest models")
+    parser.add_argument("--quick", action="store_true", help="once, two models, both small")
     parser.add_argument("--only", help="one of the models")
     options = parser.parse_args()
     use_all_cores()

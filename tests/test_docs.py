@@ -25,9 +25,14 @@ SMALL = [
     "--data.train-count", "100", "--data.target-count", "20", "--sweep.members", "40",
     "--sweep.replicate-masks", "3", "--sweep.replicate-seeds", "2", "--optim.steps", "20",
     "--fit.held-out", "10", "--audit.seeds", "2", "--poison.label-flip-fraction", "0.1",
-    "--poison.backdoor-fraction", "0.0", "--sweep.width", "8", "--fit.joint-targets", "1",
-    "--audit.joint-contexts", "3", "--joint.clusters", "20", "--joint.replicate-masks", "2",
+    "--poison.backdoor-fraction", "0.0", "--sweep.width", "8", "--fit.joint-targets", "0",
+    "--joint.share", "0.0",
 ]  # fmt: skip
+JOINT = [
+    *SMALL, "--fit.joint-targets", "1", "--audit.joint-contexts", "3", "--joint.share", "0.25",
+    "--joint.clusters", "20", "--joint.replicate-masks", "2",
+]  # fmt: skip
+"""With members over clusters, for blocks about what groups do together."""
 
 
 def blocks(language):
@@ -113,20 +118,22 @@ def demo(tmp_path_factory):
     """The runs that `DEMO` leaves, made once for all of them."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "configs").symlink_to(ROOT / "configs")
-    assert run(DEMO, folder, SMALL)
+    assert run(DEMO, folder, JOINT)
     return folder / "runs"
 
 
 @pytest.mark.parametrize(("page", "block"), commands())
 def test_commands_of_the_docs_run(page, block, workplace, request):
     lines = block.strip().splitlines()
-    if lines[0] == DEMO:
+    of_demo = lines[0] == DEMO
+    small = JOINT if of_demo or "joint" in page else SMALL
+    if of_demo:
         shutil.copytree(request.getfixturevalue("demo"), workplace / "runs")
         lines = lines[1:]
     for command in lines:
         stage = re.search(r"accomplice (\w+)", command)
         takes_options = stage and stage[1] in ("run", "sweep") and ".toml" in command
-        assert run(command, workplace, SMALL if takes_options else ())
+        assert run(command, workplace, small if takes_options else ())
 
 
 def test_make_is_all_a_newcomer_types():
