@@ -2,7 +2,7 @@
 
 A line an attack and protocol (an incident is given ten bad predictions, or one), of the seeds in
 which the attack worked. Baselines see what the blind rank sees; the best of them is that with the
-highest mean.
+highest mean. Accuracy changes are of the same seeds with and without what is confirmed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ NAMES = {
 }
 HEADS = (
     *("planted", "protocol", "worked", "AUROC", "average precision", "recall at 1, 5, 10 %"),
-    *("best of others", "success", "accuracy", "its change by seed", "confirmed"),
+    *("best of others", "success", "accuracy", "paired change, by seed", "confirmed"),
 )
 
 Row = dict[str, Any]
@@ -63,16 +63,27 @@ def _cells(name: str, given: str, rows: list[Row]) -> list[str]:
         cells += [recall, _best_of_others(worked)]
     if given != "blind":
         return cells
-    change = 100 * np.array([row["accuracy_change"][0] for row in worked])
     return [
         *cells,
         f"{_mean(worked, 'attack_success_before'):.3f} to "
         f"{_mean(worked, 'attack_success_after'):.3f}",
         f"{100 * _mean(worked, 'accuracy_before'):.1f} to "
         f"{100 * _mean(worked, 'accuracy_after'):.1f}",
-        f"{change.min():.1f} to {change.max():.1f}",
+        _paired_change(worked),
         f"{_mean(worked, 'confirmed'):.1f}, and {_mean(worked, 'confirmed_clean'):.1f} clean",
     ]
+
+
+def _paired_change(rows: list[Row]) -> str:
+    """Of accuracy in points: the mean over seeds, which are independent, with its 95 % interval,
+    and the least and the largest of a seed."""
+    mean, low, high = 100 * np.array([row["accuracy_change"] for row in rows]).T
+    half = np.sqrt(np.square((high - low) / 2).sum()) / len(rows)
+    middle = mean.mean()
+    return (
+        f"{middle:+.2f} ({middle - half:+.2f} to {middle + half:+.2f}), "
+        f"{mean.min():+.1f} to {mean.max():+.1f}"
+    )
 
 
 def _best_of_others(rows: list[Row]) -> str:
