@@ -8,6 +8,7 @@ MARK ?= not slow
 demo: .venv/installed
 	$(BIN)/accomplice run configs/digits.toml
 
+# Files in their order: those of the fewest tests, which are slow ones, would else come last.
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(MARK)"
 
